@@ -1,0 +1,1 @@
+"""Records + Relay -> artifact: one self-contained ``.so`` and its ``.manifest.json``."""

@@ -1,0 +1,184 @@
+"""The manifest beside every artifact: what it is, what it needs, what was checked.
+
+``<name>.so`` is described by ``<name>.manifest.json``. Plain frozen values, read and written
+by msgspec, so that a damaged or foreign file is refused with the field's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from mobilenet_tvm.errors import UsageError
+
+FORMAT_VERSION = 1
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output: ``shape`` as a tuple of ints, ``dtype`` as numpy names it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a photo becomes the input: ``(pixel / 255 - mean) / std``, NCHW, centre crop.
+
+    ``resize_shorter`` is the length in pixels that the photo's shorter side is scaled to before
+    the centre crop of ``height`` x ``width``; ``color`` is the channel order the model wants.
+    """
+
+    height: int
+    width: int
+    resize_shorter: int
+    color: Literal["RGB", "BGR"] = "RGB"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the model came from.
+
+    ``digest`` is ``sha256:<hex>`` of the ONNX bytes as they were read or built; for a zoo model
+    ``zoo`` holds the keyword arguments of ``zoo.build`` that make it again; for a file
+    ``path`` holds where it was read.
+    """
+
+    name: str
+    digest: str
+    path: str | None = None
+    zoo: dict[str, Any] | None = None
+    batch: int | None = None
+    shape: tuple[int, ...] | None = None
+
+
+class TargetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the machine must be: ``arch`` as ``platform.machine()`` says, CPU feature names as
+    archspec names them (``avx512f``, ``fma`` ...)."""
+
+    preset: str
+    target: str
+    arch: str
+    cpu_features: tuple[str, ...]
+    cuda_arch: str | None = None
+
+
+class ToolchainInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Versions that made the artifact."""
+
+    mobilenet_tvm: str
+    tvm: str
+    llvm: str
+
+
+class TuningInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Coverage of the build: ``tuned`` of ``tasks`` had a measured record.
+
+    ``log_digest`` is ``sha256:<hex>`` of the records used, in the order applied.
+    """
+
+    tasks: int
+    tuned: int
+    log_digest: str | None = None
+    searchers: tuple[str, ...] = ()
+
+
+class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Result of the parity check: errors are relative to max |reference| of each output."""
+
+    passed: bool
+    reference: str
+    tolerance: float
+    max_error: float
+    inputs: int
+    images: int
+    top1_agreement: float | None = None
+    top5_agreement: float | None = None
+
+
+class LatencyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Measured latency (never emulated or estimated), in milliseconds, on ``machine``."""
+
+    machine: str
+    threads: int
+    median_ms: float
+    p5_ms: float
+    p95_ms: float
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a user of ``<name>.so`` must know. See the module's docstring."""
+
+    format_version: int
+    name: str
+    model: ModelInfo
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    target: TargetInfo
+    toolchain: ToolchainInfo
+    tuning: TuningInfo
+    so_sha256: str
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    parity: ParityInfo | None = None
+    latency: tuple[LatencyInfo, ...] = ()
+
+
+def manifest_path(artifact: Path) -> Path:
+    """``dir/name.so`` -> ``dir/name.manifest.json``."""
+    return artifact.with_name(artifact.name.removesuffix(".so") + ".manifest.json")
+
+
+def sha256_file(path: Path) -> str:
+    """``sha256:<hex>`` of a file's bytes."""
+    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return "sha256:" + digest.hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """``sha256:<hex>`` of bytes."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def read_manifest(artifact: Path) -> Manifest:
+    """Read the manifest beside ``artifact``.
+
+    Raises:
+        UsageError: the ``.so`` or its manifest is missing, damaged or of another format.
+    """
+    path = manifest_path(artifact)
+    if not artifact.is_file():
+        raise UsageError(f"no artifact at {artifact}: make one with python -m mobilenet_tvm.tune")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{artifact} has no manifest {path.name} beside it: ship the two files together"
+        ) from None
+    try:
+        version = msgspec.json.decode(raw, type=dict).get("format_version")
+        if version != FORMAT_VERSION:
+            raise UsageError(
+                f"{path} has format {version}, this version reads {FORMAT_VERSION}: "
+                "compile the model again"
+            )
+        return msgspec.json.decode(raw, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path} is damaged ({error}): compile the model again") from None
+
+
+def write_manifest(artifact: Path, manifest: Manifest) -> Path:
+    """Write the manifest beside ``artifact``, whole or not at all."""
+    path = manifest_path(artifact)
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_bytes(text + b"\n")
+    temporary.replace(path)
+    return path

