@@ -1,0 +1,1 @@
+"""Shipped tuning records: ``<preset>/<model>.<searcher>.jsonl`` and their run files."""
