@@ -1,0 +1,240 @@
+"""Two sets of outputs side by side: how far apart, and is it near enough.
+
+After Polygraphy's ``Comparator``: the result is falsy when it fails and carries the tolerance
+that would have passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilenet_tvm.parity.scores import as_scores, best, is_distribution, softmax
+from mobilenet_tvm.parity.tolerances import TOLERANCES
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """How many elements of an array are no numbers."""
+
+    nan: int = 0
+    inf: int = 0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of class scores ``[N, C]``, each a share of 0 to 1.
+
+    ``top1`` is the share of rows whose best class is the same (any of them where the reference
+    has several equal ones); ``top_k`` the share of the reference's ``k`` best classes found
+    among the actual ``k`` best, None where there are no more than ``k`` classes.
+    ``probability_error`` is the max |error| of the softmax, of the scores themselves where they
+    are probabilities already.
+    """
+
+    top1: float
+    top_k: float | None
+    k: int
+    probability_error: float
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """One output against its reference. Falsy when it fails.
+
+    ``error`` is max |actual - reference| over ``scale`` = max |reference|, and so the tolerance
+    that would have passed; it is infinite where no tolerance would: then ``problem`` says why.
+    ``relative_error`` is the largest elementwise one. Numbers that cannot be had are NaN.
+    ``warning`` says why a pass would prove nothing.
+    """
+
+    name: str
+    tolerance: float
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    error: float = math.inf
+    absolute_error: float = math.nan
+    relative_error: float = math.nan
+    scale: float = math.nan
+    cosine: float = math.nan
+    actual_non_finite: NonFinite = NonFinite()
+    reference_non_finite: NonFinite = NonFinite()
+    agreement: Agreement | None = None
+    problem: str | None = None
+    warning: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.problem is None and self.error <= self.tolerance
+
+    @property
+    def would_pass_at(self) -> float:
+        """The smallest tolerance that passes; infinite when none does."""
+        return self.error
+
+    def __str__(self) -> str:
+        start = f"{'ok  ' if self else 'FAIL'} {self.name}"
+        if self.problem is not None:
+            return f"{start}: {self.problem}"
+        line = (
+            f"{start} {list(self.shape)} {self.dtype}: max error {self.error:.1e} of scale "
+            f"{self.scale:.3g} (tolerance {self.tolerance:.1e}), absolute "
+            f"{self.absolute_error:.1e}, relative {self.relative_error:.1e}, "
+            f"cosine {self.cosine:.6f}"
+        )
+        if self.agreement is not None:
+            line += f", probabilities {self.agreement.probability_error:.1e}"
+            line += f", top-1 {self.agreement.top1:.2f}"
+            if self.agreement.top_k is not None:
+                line += f", top-{self.agreement.k} {self.agreement.top_k:.2f}"
+        if not self:
+            line += f"; would pass at {self.would_pass_at:.1e}"
+        return f"{line} [{self.warning}]" if self.warning else line
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All outputs against their references. Falsy when one fails, or when there are none."""
+
+    outputs: tuple[OutputComparison, ...]
+    tolerance: float
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs) and all(self.outputs)
+
+    @property
+    def would_pass_at(self) -> float:
+        """The smallest tolerance at which every output passes; infinite when none does."""
+        return max((output.would_pass_at for output in self.outputs), default=math.inf)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why a pass would prove nothing, an output at a time."""
+        return tuple(f"{o.name}: {o.warning}" for o in self.outputs if o.warning)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.outputs)) or "FAIL there are no outputs to compare"
+
+
+def compare(
+    actual: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    tolerance: float = TOLERANCES["float32"],
+    top_k: int = 5,
+) -> Comparison:
+    """Compare every output of ``reference`` with the one of the same name in ``actual``.
+
+    An output passes when max |error| <= ``tolerance`` * max |reference|. A missing or extra
+    output, another shape or dtype, and a NaN or infinity that the reference has not in the
+    same place fail at any tolerance.
+    """
+    outputs = [
+        _compare_output(name, actual[name], expected, tolerance, top_k)
+        if name in actual
+        else OutputComparison(name, tolerance, problem="missing from the actual outputs")
+        for name, expected in reference.items()
+    ]
+    outputs += [
+        OutputComparison(name, tolerance, problem="not an output of the reference")
+        for name in actual
+        if name not in reference
+    ]
+    return Comparison(tuple(outputs), tolerance)
+
+
+def _compare_output(
+    name: str, actual: Array, reference: Array, tolerance: float, top_k: int
+) -> OutputComparison:
+    if actual.shape != reference.shape:
+        problem = f"shape {list(actual.shape)}, the reference has {list(reference.shape)}"
+        return OutputComparison(name, tolerance, problem=problem)
+    if actual.dtype != reference.dtype:
+        problem = f"dtype {actual.dtype}, the reference has {reference.dtype}"
+        return OutputComparison(name, tolerance, problem=problem)
+
+    # Differences of float32 values are exact in float64.
+    a, r = actual.astype(np.float64), reference.astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(r)
+    in_place = np.array_equal(a[~finite], r[~finite], equal_nan=True)
+    scale, absolute, error, relative, cosine = _errors(a[finite], r[finite])
+    a_count, r_count = _non_finite(a), _non_finite(r)
+    misplaced = (
+        f"{a_count.nan} NaN and {a_count.inf} Inf of {a.size} elements, the reference has "
+        f"{r_count.nan} and {r_count.inf}, or has them elsewhere"
+    )
+    return OutputComparison(
+        name=name,
+        tolerance=tolerance,
+        shape=reference.shape,
+        dtype=str(reference.dtype),
+        error=error if in_place else math.inf,
+        absolute_error=absolute,
+        relative_error=relative,
+        scale=scale,
+        cosine=cosine,
+        actual_non_finite=a_count,
+        reference_non_finite=r_count,
+        agreement=_agreement(a, r, top_k) if finite.all() else None,
+        problem=None if in_place else misplaced,
+        warning=_says_nothing(r[np.isfinite(r)], reference.size, tolerance),
+    )
+
+
+def _non_finite(values: Array) -> NonFinite:
+    return NonFinite(int(np.isnan(values).sum()), int(np.isinf(values).sum()))
+
+
+def _errors(a: Array, r: Array) -> tuple[float, float, float, float, float]:
+    """Scale, max absolute error, error of the scale, max relative error and cosine."""
+    if a.size == 0:
+        return 0.0, 0.0, 0.0, 0.0, 1.0
+    difference = np.abs(a - r)
+    absolute = float(difference.max())
+    scale = float(np.abs(r).max())
+    wrong = difference > 0
+    with np.errstate(divide="ignore", over="ignore"):
+        relative = float((difference[wrong] / np.abs(r[wrong])).max(initial=0.0))
+        error = float(np.divide(absolute, scale)) if absolute else 0.0
+    norms = float(np.linalg.norm(a) * np.linalg.norm(r))
+    cosine = float(np.vdot(a, r)) / norms if norms else float(absolute == 0)
+    return scale, absolute, error, relative, cosine
+
+
+def _agreement(a: Array, r: Array, k: int) -> Agreement | None:
+    actual, reference = as_scores(a), as_scores(r)
+    if actual is None or reference is None:
+        return None
+    first = best(actual, 1)
+    top1 = np.take_along_axis(reference, first, axis=1)[:, 0] == reference.max(axis=1)
+    share = None
+    if reference.shape[1] > k:
+        rows = zip(best(actual, k), best(reference, k), strict=True)
+        share = float(np.mean([len(np.intersect1d(mine, theirs)) / k for mine, theirs in rows]))
+    if not is_distribution(reference):
+        actual, reference = softmax(actual), softmax(reference)
+    return Agreement(
+        top1=float(top1.mean()),
+        top_k=share,
+        k=k,
+        probability_error=float(np.abs(actual - reference).max()),
+    )
+
+
+def _says_nothing(finite: Array, size: int, tolerance: float) -> str | None:
+    """Why agreement with this reference would prove nothing, or None."""
+    if finite.size == 0:
+        return "says nothing: the reference has no finite element"
+    low, high = float(finite.min()), float(finite.max())
+    scale = max(abs(low), abs(high))
+    if scale == 0:
+        return "says nothing: the reference is all zero"
+    # Then the mean of the two passes everywhere, whatever the network computes.
+    if size > 1 and high - low <= 2 * tolerance * scale:
+        return "says nothing: the reference is one constant, which passes by itself"
+    return None
