@@ -1,0 +1,190 @@
+"""Depthwise convolution, NCHW[x]c float32: any odd or even kernel, any stride, any padding.
+
+Three things make it fast where TVM's stock template (topi/x86/depthwise_conv2d.py) is not:
+
+- No padded copy. Rows outside the image are read from the nearest row with a zero weight
+  (a select on nine weight vectors, outside the inner loops); columns outside it are loads
+  that are constant zero once the row tile is unrolled, except in the first and last tile.
+- The tile's sums stay in registers and the epilogue (bias, ReLU6, residual) is applied to
+  them there: nothing is written but the output.
+- One vector is one channel block, so no lane is ever idle or permuted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import autotvm, te, tir
+from tvm.autotvm.task.space import OtherOptionEntity
+from tvm.topi.nn.utils import get_pad_tuple
+from tvm.topi.utils import traverse_inline
+
+from mobilenet_tvm.schedules.x86.layout import (
+    channel_block,
+    divisors,
+    max_accumulators,
+    shape_of,
+)
+
+TASK = "depthwise_conv2d_NCHWc.mobilenet_x86"
+TAG = "mobilenet_depthwise_NCHWc"
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else (value, value)
+
+
+def _define_space(cfg: Any, out_height: int, out_width: int) -> None:
+    """Knobs: ``tile`` = (rows, columns) of output in one register tile, ``order`` of the sums."""
+    limit = max_accumulators()
+    tiles = [
+        [rows, columns]
+        for rows in (1, 2)
+        for columns in divisors(out_width, limit)
+        if out_height % rows == 0 and rows * columns <= limit
+    ]
+    cfg.define_knob("tile", tiles)
+    cfg.define_knob("order", ["taps_outer", "pixels_outer"])
+    if cfg.is_fallback:
+        # Untuned: the widest single row that leaves half the registers to weights and inputs.
+        columns = divisors(out_width, max(limit // 2, 4))[-1]
+        cfg["tile"] = OtherOptionEntity([1, columns])
+        cfg["order"] = OtherOptionEntity("taps_outer")
+
+
+@autotvm.register_topi_compute(TASK)
+def depthwise_conv2d(
+    cfg: Any,
+    data: te.Tensor,
+    kernel: te.Tensor,
+    strides: Any,
+    padding: Any,
+    dilation: Any,
+    layout: str,
+    out_layout: str,
+    out_dtype: str,
+) -> te.Tensor:
+    """Compute a depthwise convolution.
+
+    Args:
+        cfg: the AutoTVM configuration.
+        data: ``[N, C/x, H, W, x]``, or ``[N, C, H, W]`` when the task is described.
+        kernel: ``[C/x, 1, KH, KW, 1, x]``, or ``[C, 1, KH, KW]``.
+        strides: ``(vertical, horizontal)``.
+        padding: ``(top, left, bottom, right)`` or a shorter form of it.
+        dilation: must be 1.
+        layout: of the data; kept for the workload's key.
+        out_layout: of the output; kept for the workload's key.
+        out_dtype: ``float32``.
+
+    Returns:
+        ``[N, C/x, OH, OW, x]``, or ``[N, C, OH, OW]`` for 4-D data outside tuning.
+    """
+    unpack = False
+    if len(data.shape) == 4:
+        batch, channels, height, width = shape_of(data)
+        _, _, kernel_height, kernel_width = shape_of(kernel)
+        block = channel_block(channels)
+        if autotvm.GLOBAL_SCOPE.in_tuning:
+            data = te.placeholder(
+                (batch, channels // block, height, width, block), data.dtype, "data"
+            )
+            kernel = te.placeholder(
+                (channels // block, 1, kernel_height, kernel_width, 1, block),
+                kernel.dtype,
+                "kernel",
+            )
+        else:  # only reached with layout alteration off: correct, not fast
+            unpack = True
+            plain, plain_kernel = data, kernel
+            data = te.compute(
+                (batch, channels // block, height, width, block),
+                lambda n, c, h, w, i: plain[n, c * block + i, h, w],
+                name="packed_data",
+            )
+            kernel = te.compute(
+                (channels // block, 1, kernel_height, kernel_width, 1, block),
+                lambda c, _m, y, x, _n, i: plain_kernel[c * block + i, 0, y, x],
+                name="packed_kernel",
+            )
+    batch, chunks, height, width, block = shape_of(data)
+    _, _, kernel_height, kernel_width, _, _ = shape_of(kernel)
+    stride_y, stride_x = _pair(strides)
+    top, left, bottom, right = get_pad_tuple(padding, (kernel_height, kernel_width))
+    out_height = (height + top + bottom - kernel_height) // stride_y + 1
+    out_width = (width + left + right - kernel_width) // stride_x + 1
+    _define_space(cfg, out_height, out_width)
+    cfg.add_flop(2 * batch * chunks * block * out_height * out_width * kernel_height * kernel_width)
+
+    zero = tir.const(0.0, out_dtype)
+    tap_y = te.reduce_axis((0, kernel_height), name="tap_y")
+    tap_x = te.reduce_axis((0, kernel_width), name="tap_x")
+
+    def product(n: Any, c: Any, h: Any, w: Any, i: Any) -> Any:
+        y = h * stride_y + tap_y - top
+        x = w * stride_x + tap_x - left
+        weight = kernel[c, 0, tap_y, tap_x, 0, i]
+        if top or bottom:
+            inside = tir.all(y >= 0, y < height)
+            weight = tir.Select(inside, weight, zero)
+            y = tir.max(tir.min(y, height - 1), 0)
+        value = data[n, c, y, x, i]
+        if left or right:
+            # A tap far outside (padding wider than the kernel) must not be read either.
+            value = tir.if_then_else(tir.all(x >= 0, x < width), data[n, c, y, x, i], zero)
+        return te.sum(value * weight, axis=[tap_y, tap_x])
+
+    out = te.compute(
+        (batch, chunks, out_height, out_width, block), product, name="depthwise", tag=TAG
+    )
+    if not unpack:
+        return out
+    return te.compute(
+        (batch, chunks * block, out_height, out_width),
+        lambda n, c, h, w: out[n, c // block, h, w, c % block],
+        name="unpacked",
+        tag=TAG + "_unpacked",
+    )
+
+
+@autotvm.register_topi_schedule(TASK)
+def schedule_depthwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
+    """Schedule a depthwise convolution and the elementwise operators fused behind it."""
+    outs = [outs] if isinstance(outs, te.tensor.Tensor) else outs
+    schedule = te.create_schedule([x.op for x in outs])
+    if len(outs[0].shape) != 5:
+        return schedule  # 4-D: see depthwise_conv2d
+
+    def callback(op: Any) -> None:
+        if op.tag == TAG:
+            _schedule(schedule, cfg, op.output(0), outs[0])
+
+    traverse_inline(schedule, outs[0].op, callback)
+    return schedule
+
+
+def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) -> None:
+    rows, columns = cfg["tile"].val
+    sums = schedule.cache_write(conv, "global")
+    if conv.op != out.op:
+        schedule[conv].compute_inline()
+
+    n, c, h, w, i = schedule[out].op.axis
+    h_outer, h_inner = schedule[out].split(h, rows)
+    w_outer, w_inner = schedule[out].split(w, columns)
+    schedule[out].reorder(n, c, h_outer, w_outer, h_inner, w_inner, i)
+    schedule[out].parallel(schedule[out].fuse(n, c, h_outer))
+    schedule[out].unroll(h_inner)
+    schedule[out].unroll(w_inner)
+    schedule[out].vectorize(i)
+
+    schedule[sums].compute_at(schedule[out], w_outer)
+    _, c, h, w, i = schedule[sums].op.axis
+    tap_y, tap_x = schedule[sums].op.reduce_axis
+    if cfg["order"].val == "taps_outer":
+        schedule[sums].reorder(c, tap_y, tap_x, h, w, i)
+    else:
+        schedule[sums].reorder(c, h, w, tap_y, tap_x, i)
+    for axis in (tap_y, tap_x, h, w):
+        schedule[sums].unroll(axis)
+    schedule[sums].vectorize(i)

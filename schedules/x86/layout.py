@@ -1,0 +1,59 @@
+"""The channel-blocked layout NCHW[x]c, and what the target's registers allow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.target import Target
+from tvm.target.x86 import get_simd_32bit_lanes
+
+# Accumulators a register tile may hold: 32 zmm (AVX-512) or 16 ymm/xmm registers, less what
+# the weights and the broadcast or shifted inputs need.
+_ACCUMULATORS = {16: 28, 8: 12, 4: 12}
+
+
+def lanes() -> int:
+    """float32 lanes of the current target's vectors: 16 (AVX-512), 8 (AVX) or 4 (SSE)."""
+    return int(get_simd_32bit_lanes())
+
+
+def max_accumulators() -> int:
+    """Largest register tile, in vectors, that does not spill on the current target."""
+    return _ACCUMULATORS[lanes()]
+
+
+def channel_block(channels: int) -> int:
+    """Channels in one block: the largest divisor of ``channels`` that fits a vector.
+
+    It depends on nothing else, so the output of one layer is the input of the next as it is.
+    """
+    return next(block for block in range(lanes(), 0, -1) if channels % block == 0)
+
+
+def divisors(number: int, at_most: int) -> list[int]:
+    """Divisors of ``number`` up to ``at_most``, ascending."""
+    return [d for d in range(1, min(number, at_most) + 1) if number % d == 0]
+
+
+def is_x86(target: Target) -> bool:
+    """Whether ``target`` is an x86 CPU (the host, when it names no triple)."""
+    import platform
+
+    if target.kind.name != "llvm" or "arm_cpu" in target.keys:
+        return False
+    triple = str(target.attrs.get("mtriple", ""))
+    return (triple or platform.machine()).lower().startswith(("x86_64", "amd64", "i686"))
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Static shape of a TE tensor as plain ints.
+
+    Raises:
+        ValueError: a dimension is symbolic.
+    """
+    from tvm.topi.utils import get_const_tuple
+
+    shape = get_const_tuple(tensor.shape)
+    if not all(isinstance(dim, int) for dim in shape):
+        raise ValueError(f"shape {shape} is not static")
+    return tuple(shape)

@@ -1,0 +1,183 @@
+"""Pointwise (1x1, stride 1) convolution, NCHW[x]c float32, as a register-tiled GEMM.
+
+One register tile is ``chunks`` channel blocks times ``rows`` x ``columns`` pixels. For every
+input channel it loads ``chunks`` weight vectors and broadcasts one float a pixel; its sums
+never leave the registers until the epilogue (bias, ReLU6, hard-swish, residual) is done.
+TVM's stock template (topi/x86/conv2d_avx_1x1.py) goes through a buffer for each of a row
+block's rows and applies the epilogue in a pass of its own.
+
+``order`` decides what is reused from cache: ``channels_outer`` keeps one block of weights in
+L1 and streams the pixels past it; ``pixels_outer`` keeps a band of pixels and streams the
+weights, better where the pixels do not fit L2 and the weights do (the 112x112 layers).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import autotvm, te
+from tvm.autotvm.task.space import OtherOptionEntity
+from tvm.topi.utils import traverse_inline
+
+from mobilenet_tvm.schedules.x86.layout import (
+    channel_block,
+    divisors,
+    max_accumulators,
+    shape_of,
+)
+
+TASK = "pointwise_conv2d_NCHWc.mobilenet_x86"
+TAG = "mobilenet_pointwise_NCHWc"
+
+
+def _define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
+    """Knobs: ``tile`` = (chunks, rows, columns), ``band`` = rows of tiles, ``order``."""
+    limit = max_accumulators()
+    tiles = [
+        [chunks, rows, columns]
+        for chunks in (1, 2, 4)
+        for rows in (1, 2)
+        for columns in divisors(width, limit)
+        if out_chunks % chunks == 0
+        and rows <= height
+        and chunks * rows * columns <= limit
+        # Fewer than four sums cannot hide the latency of an FMA, unless there are no more.
+        and (chunks * rows * columns >= 4 or columns == width)
+    ]
+    cfg.define_knob("tile", tiles)
+    cfg.define_knob("band", sorted({1, max(height // 8, 1), max(height // 2, 1)}))
+    cfg.define_knob("order", ["channels_outer", "pixels_outer"])
+    if cfg.is_fallback:
+        # Untuned: one channel block by the widest row tile in half the registers.
+        columns = divisors(width, max(limit // 2, 4))[-1]
+        chunks = next(c for c in (4, 2, 1) if out_chunks % c == 0) if columns < 4 else 1
+        cfg["tile"] = OtherOptionEntity([chunks, 1, columns])
+        cfg["band"] = OtherOptionEntity(1)
+        cfg["order"] = OtherOptionEntity("channels_outer")
+
+
+@autotvm.register_topi_compute(TASK)
+def pointwise_conv2d(
+    cfg: Any,
+    data: te.Tensor,
+    kernel: te.Tensor,
+    strides: Any,
+    padding: Any,
+    dilation: Any,
+    layout: str,
+    out_layout: str,
+    out_dtype: str,
+) -> te.Tensor:
+    """Compute a 1x1 convolution with stride 1 and no padding.
+
+    Args:
+        cfg: the AutoTVM configuration.
+        data: ``[N, C/x, H, W, x]``, or ``[N, C, H, W]`` when the task is described.
+        kernel: ``[K/y, C/x, 1, 1, x, y]``, or ``[K, C, 1, 1]``.
+        strides: must be 1.
+        padding: must be 0.
+        dilation: has no effect on one tap.
+        layout: of the data; kept for the workload's key.
+        out_layout: of the output; kept for the workload's key.
+        out_dtype: ``float32``.
+
+    Returns:
+        ``[N, K/y, H, W, y]``, or ``[N, K, H, W]`` for 4-D data outside tuning.
+    """
+    unpack = False
+    if len(data.shape) == 4:
+        batch, channels, height, width = shape_of(data)
+        filters = shape_of(kernel)[0]
+        in_block, out_block = channel_block(channels), channel_block(filters)
+        data_shape = (batch, channels // in_block, height, width, in_block)
+        kernel_shape = (filters // out_block, channels // in_block, 1, 1, in_block, out_block)
+        if autotvm.GLOBAL_SCOPE.in_tuning:
+            data = te.placeholder(data_shape, data.dtype, "data")
+            kernel = te.placeholder(kernel_shape, kernel.dtype, "kernel")
+        else:  # only reached with layout alteration off: correct, not fast
+            unpack = True
+            plain, plain_kernel = data, kernel
+            data = te.compute(
+                data_shape,
+                lambda n, c, h, w, i: plain[n, c * in_block + i, h, w],
+                name="packed_data",
+            )
+            kernel = te.compute(
+                kernel_shape,
+                lambda k, c, _y, _x, i, o: plain_kernel[k * out_block + o, c * in_block + i, 0, 0],
+                name="packed_kernel",
+            )
+    batch, chunks, height, width, in_block = shape_of(data)
+    out_chunks, _, _, _, _, out_block = shape_of(kernel)
+    _define_space(cfg, out_chunks, height, width)
+    cfg.add_flop(2 * batch * chunks * in_block * out_chunks * out_block * height * width)
+
+    channel = te.reduce_axis((0, chunks * in_block), name="channel")
+    out = te.compute(
+        (batch, out_chunks, height, width, out_block),
+        lambda n, k, h, w, o: te.sum(
+            data[n, channel // in_block, h, w, channel % in_block]
+            * kernel[k, channel // in_block, 0, 0, channel % in_block, o],
+            axis=channel,
+        ),
+        name="pointwise",
+        tag=TAG,
+    )
+    if not unpack:
+        return out
+    return te.compute(
+        (batch, out_chunks * out_block, height, width),
+        lambda n, k, h, w: out[n, k // out_block, h, w, k % out_block],
+        name="unpacked",
+        tag=TAG + "_unpacked",
+    )
+
+
+@autotvm.register_topi_schedule(TASK)
+def schedule_pointwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
+    """Schedule a pointwise convolution and the elementwise operators fused behind it."""
+    outs = [outs] if isinstance(outs, te.tensor.Tensor) else outs
+    schedule = te.create_schedule([x.op for x in outs])
+    if len(outs[0].shape) != 5:
+        return schedule  # 4-D: see pointwise_conv2d
+
+    def callback(op: Any) -> None:
+        if op.tag == TAG:
+            _schedule(schedule, cfg, op.output(0), outs[0])
+
+    traverse_inline(schedule, outs[0].op, callback)
+    return schedule
+
+
+def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) -> None:
+    chunks, rows, columns = cfg["tile"].val
+    in_block = shape_of(conv.op.input_tensors[0])[-1]
+    sums = schedule.cache_write(conv, "global")
+    if conv.op != out.op:
+        schedule[conv].compute_inline()
+
+    stage = schedule[out]
+    n, k, h, w, o = stage.op.axis
+    k_outer, k_inner = stage.split(k, chunks)
+    band, h = stage.split(h, rows * cfg["band"].val)
+    h_outer, h_inner = stage.split(h, rows)
+    w_outer, w_inner = stage.split(w, columns)
+    inner = (h_outer, w_outer, k_inner, h_inner, w_inner, o)
+    if cfg["order"].val == "channels_outer":
+        stage.reorder(n, k_outer, band, *inner)
+        stage.parallel(stage.fuse(n, k_outer, band))
+    else:
+        stage.reorder(n, band, k_outer, *inner)
+        stage.parallel(stage.fuse(n, band))
+    for axis in (k_inner, h_inner, w_inner):
+        stage.unroll(axis)
+    stage.vectorize(o)
+
+    schedule[sums].compute_at(stage, w_outer)
+    _, k, h, w, o = schedule[sums].op.axis
+    (channel,) = schedule[sums].op.reduce_axis
+    channel_outer, channel_inner = schedule[sums].split(channel, in_block)
+    schedule[sums].reorder(channel_outer, channel_inner, k, h, w, o)
+    for axis in (k, h, w):
+        schedule[sums].unroll(axis)
+    schedule[sums].vectorize(o)
