@@ -20,7 +20,7 @@ class Conv(_Conv):  # type: ignore[misc]
     """Convolution with ``auto_pad`` resolved here.
 
     onnx 1.18 computes the pads of ``SAME_UPPER`` and ``SAME_LOWER`` from the batch and channel
-    counts in place of height and width, and ignores dilations.
+    counts in place of height and width.
     """
 
     def _run(  # type: ignore[no-untyped-def]

@@ -49,7 +49,7 @@ def reference_onnx(manifest: Manifest, onnx: Path | None = None) -> bytes:
                 f"{model.name} as this version builds it is not the model that {name} was made "
                 "from: compile it again, or pass the old file with --onnx"
             )
-        return data
+        return bytes(data)
 
     from mobilenet_tvm import frontend
 
@@ -69,7 +69,7 @@ def reference_onnx(manifest: Manifest, onnx: Path | None = None) -> bytes:
         raise UsageError(f"the manifest of {name} does not say where its model is: pass --onnx")
     if found.digest != model.digest:
         raise UsageError(complaint)
-    return found.proto.SerializeToString()
+    return bytes(found.proto.SerializeToString())
 
 
 def onnxruntime_runner(onnx_bytes: bytes, shapes: Shapes) -> Reference:
@@ -82,9 +82,9 @@ def onnxruntime_runner(onnx_bytes: bytes, shapes: Shapes) -> Reference:
     """
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(_ORT_ERROR)
+    onnxruntime.set_default_logger_severity(_ORT_FATAL)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ORT_ERROR
+    options.log_severity_level = _ORT_FATAL
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -105,7 +105,8 @@ def onnxruntime_runner(onnx_bytes: bytes, shapes: Shapes) -> Reference:
     return Reference(title, run)
 
 
-_ORT_ERROR: Final = 3  # ONNX Runtime's severity: 0 verbose .. 3 error, 4 fatal
+# ONNX Runtime's severity for fatal errors: others come as exceptions, told in one line.
+_ORT_FATAL: Final = 4
 
 
 def onnx_runner(onnx_bytes: bytes, shapes: Shapes) -> Reference:
