@@ -1,1 +1,35 @@
-"""Placeholder."""
+"""Timing: contenders side by side on this machine, and what one core of it could do at best.
+
+``compare`` alternates between worker processes that are stopped when it is not their turn;
+``measure_peak_gflops`` and ``machine_noise`` say what its figures are to be held against.
+"""
+
+from __future__ import annotations
+
+from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threads, compare
+from mobilenet_tvm.bench.peak import (
+    host_target,
+    machine_name,
+    machine_noise,
+    measure_peak_gflops,
+    usable_cores,
+)
+from mobilenet_tvm.bench.results import Agreement, BenchResult, Noise, Ratio, Timing, table
+
+__all__ = [
+    "DEFAULT_ROUNDS",
+    "Agreement",
+    "BenchResult",
+    "Contender",
+    "Noise",
+    "Ratio",
+    "Timing",
+    "check_threads",
+    "compare",
+    "host_target",
+    "machine_name",
+    "machine_noise",
+    "measure_peak_gflops",
+    "table",
+    "usable_cores",
+]

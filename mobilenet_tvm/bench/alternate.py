@@ -1,0 +1,241 @@
+"""The comparison itself: contenders take turns, each in a process that is stopped meanwhile.
+
+The thread pools of two runtimes that are both awake spin against each other and make both
+several times slower; and a run of one after a run of the other meets another machine (clock,
+neighbours). So rounds alternate, in a new order each time, and only one worker is ever awake.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet_tvm.bench import peak, protocol
+from mobilenet_tvm.bench.process import WorkerProcess
+from mobilenet_tvm.bench.results import (
+    Agreement,
+    BenchResult,
+    Noise,
+    Ratio,
+    Timing,
+    ratio_by_round,
+    relative_error,
+    summarize,
+)
+from mobilenet_tvm.errors import UsageError
+
+DEFAULT_ROUNDS = 20
+ROUND_MS = 200.0  # of timed inferences for each contender
+WARMUP_MS = 30.0  # enough to bring the weights back into the caches and the threads awake
+LOAD_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time: a compiled artifact, or an ONNX file in ONNX Runtime.
+
+    ``path`` is the artifact's ``.so`` (its manifest beside it) or the ``.onnx``.
+    """
+
+    label: str
+    kind: protocol.ContenderKind
+    path: str
+
+
+@dataclass
+class _Lane:
+    """One contender while it is being timed."""
+
+    contender: Contender
+    worker: WorkerProcess
+    inputs: tuple[protocol.InputSpec, ...] = ()
+    outputs: list[npt.NDArray[Any]] = field(default_factory=list)
+    inference_ms: float = 0.0
+    rounds_ms: list[tuple[float, ...]] = field(default_factory=list)
+
+
+def compare(
+    contenders: Sequence[Contender],
+    *,
+    threads: Sequence[int] = (1,),
+    rounds: int = DEFAULT_ROUNDS,
+    mult_adds: int | None = None,
+    seed: int = 0,
+    on_round: Callable[[int, int], None] | None = None,
+) -> BenchResult:
+    """Time every contender at every number of threads, in alternating rounds.
+
+    Ratios are given for every pair, the earlier contender over the later; outputs are held
+    against the first ONNX Runtime contender, or the first contender if there is none.
+    A contender takes about 0.25 s a round, plus its loading time. ``on_round(threads, done)``
+    is called after every round.
+
+    Raises:
+        UsageError: nothing to time, too many threads, or contenders that are not builds of one
+            model.
+        DeviceError: a worker died, hung or failed.
+    """
+    _check(contenders, threads, rounds)
+    peak_gflops = peak.measure_peak_gflops(peak.host_target())
+    timings: list[Timing] = []
+    ratios: list[Ratio] = []
+    agreements: list[Agreement] = []
+    noise: list[Noise] = []
+    for count in threads:
+        before = peak.machine_noise(count)
+        lanes = _run(contenders, count, rounds, seed, on_round)
+        noise.append(Noise(count, max(before, peak.machine_noise(count))))
+        for lane in lanes:
+            label = lane.contender.label
+            timings.append(summarize(label, count, lane.rounds_ms, mult_adds, peak_gflops))
+        for of, to in combinations(lanes, 2):
+            labels = of.contender.label, to.contender.label
+            ratios.append(ratio_by_round(*labels, count, of.rounds_ms, to.rounds_ms))
+        agreements += _agreements(lanes, count)
+    return BenchResult(
+        machine=peak.machine_name(),
+        peak_gflops=peak_gflops,
+        timings=tuple(timings),
+        ratios=tuple(ratios),
+        agreements=tuple(agreements),
+        noise=tuple(noise),
+    )
+
+
+def _check(contenders: Sequence[Contender], threads: Sequence[int], rounds: int) -> None:
+    if not contenders:
+        raise UsageError("nothing to time: name at least one artifact")
+    labels = [contender.label for contender in contenders]
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"contenders need different labels, got {', '.join(labels)}")
+    if rounds < 1:
+        raise UsageError(f"--rounds must be at least 1, got {rounds}")
+    check_threads(threads)
+
+
+def check_threads(threads: Sequence[int]) -> None:
+    """Refuse thread counts that this machine cannot run at once.
+
+    Raises:
+        UsageError: none, below 1, twice the same, or more than the usable cores.
+    """
+    cores = peak.usable_cores()
+    if not threads or len(set(threads)) < len(threads):
+        raise UsageError("--threads wants different numbers, e.g. --threads 1,2")
+    for count in threads:
+        if not 1 <= count <= cores:
+            raise UsageError(f"--threads {count}: this machine can use 1 to {cores}")
+
+
+def _run(
+    contenders: Sequence[Contender],
+    threads: int,
+    rounds: int,
+    seed: int,
+    on_round: Callable[[int, int], None] | None,
+) -> list[_Lane]:
+    """All rounds at one number of threads. Every worker is dead when this returns or raises."""
+    order = random.Random(seed)
+    with ExitStack() as stack:
+        lanes = []
+        for contender in contenders:
+            worker = stack.enter_context(WorkerProcess(contender.label, threads))
+            lane = _Lane(contender, worker)
+            request = protocol.Load(contender.kind, contender.path, threads)
+            lane.inputs = worker.ask(request, protocol.Loaded, LOAD_TIMEOUT_S).inputs
+            worker.pause()
+            lanes.append(lane)
+        shapes = _common_shapes(lanes)
+        for lane in lanes:
+            _prepare(lane, shapes, seed)
+        for done in range(1, rounds + 1):
+            for lane in order.sample(lanes, len(lanes)):
+                _round(lane)
+            if on_round is not None:
+                on_round(threads, done)
+    return lanes
+
+
+def _prepare(lane: _Lane, shapes: tuple[tuple[int, ...], ...], seed: int) -> None:
+    lane.worker.resume()
+    request = protocol.Prepare(shapes, seed)
+    prepared = lane.worker.ask(request, protocol.Prepared, LOAD_TIMEOUT_S)
+    lane.worker.pause()
+    lane.inference_ms = max(prepared.inference_ms, 1e-3)
+    lane.outputs = [
+        np.frombuffer(array.data, array.dtype).reshape(array.shape) for array in prepared.outputs
+    ]
+
+
+def _round(lane: _Lane) -> None:
+    """One turn of one contender."""
+    inferences = math.ceil(ROUND_MS / lane.inference_ms)
+    warmup = math.ceil(WARMUP_MS / lane.inference_ms)
+    timeout_s = 60 + 20 * (inferences + warmup) * lane.inference_ms / 1e3
+    lane.worker.resume()
+    request = protocol.Measure(inferences, warmup)
+    lane.rounds_ms.append(lane.worker.ask(request, protocol.Measured, timeout_s).times_ms)
+    lane.worker.pause()
+
+
+def _common_shapes(lanes: Sequence[_Lane]) -> tuple[tuple[int, ...], ...]:
+    """The input shapes that all contenders take; one may leave open what another fixes."""
+    first = lanes[0]
+    shapes: list[tuple[int, ...]] = []
+    for lane in lanes[1:]:
+        if len(lane.inputs) != len(first.inputs):
+            raise _different(first, lane)
+    for specs in zip(*(lane.inputs for lane in lanes), strict=True):
+        for lane, spec in zip(lanes, specs, strict=True):
+            if (len(spec.shape), spec.dtype) != (len(specs[0].shape), specs[0].dtype):
+                raise _different(first, lane)
+        shape: list[int] = []
+        for sizes in zip(*(spec.shape for spec in specs), strict=True):
+            fixed = {size for size in sizes if size is not None}
+            if len(fixed) > 1:
+                raise _different(first, *lanes[1:])
+            if not fixed:
+                raise UsageError(
+                    f"no contender fixes the shape of input {specs[0].name} "
+                    f"({_shape_text(specs[0])}): compile it with --shape first"
+                )
+            shape.append(fixed.pop())
+        shapes.append(tuple(shape))
+    return tuple(shapes)
+
+
+def _different(*lanes: _Lane) -> UsageError:
+    takes = "; ".join(
+        f"{lane.contender.label} takes {', '.join(map(_shape_text, lane.inputs))}" for lane in lanes
+    )
+    return UsageError(f"the contenders are not builds of one model: {takes}")
+
+
+def _shape_text(spec: protocol.InputSpec) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in spec.shape)}] {spec.dtype}"
+
+
+def _agreements(lanes: Sequence[_Lane], threads: int) -> list[Agreement]:
+    kinds = [lane.contender.kind for lane in lanes]
+    reference = lanes[kinds.index("onnxruntime") if "onnxruntime" in kinds else 0]
+    found = []
+    for lane in lanes:
+        if lane is reference:
+            continue
+        wanted = [output.shape for output in reference.outputs]
+        if [output.shape for output in lane.outputs] != wanted:
+            raise UsageError(
+                f"{lane.contender.label} and {reference.contender.label} have outputs of "
+                "different shapes: they are not builds of one model"
+            )
+        error = relative_error(lane.outputs, reference.outputs)
+        found.append(Agreement(lane.contender.label, reference.contender.label, threads, error))
+    return found

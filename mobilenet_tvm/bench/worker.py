@@ -1,0 +1,218 @@
+"""The child process that holds one contender: ``python -m mobilenet_tvm.bench.worker PARENT``.
+
+Requests come as JSON lines on stdin, replies go as JSON lines to the original stdout (see
+``protocol``). The parent has fixed the number of threads in the environment before this
+process, and so any runtime in it, started.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.bench import protocol
+from mobilenet_tvm.errors import UsageError
+
+AnyArray = npt.NDArray[Any]
+
+# ONNX Runtime's names for the element types that an image network may take.
+_ORT_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
+
+
+class Runner(Protocol):
+    """One model in one runtime."""
+
+    inputs: tuple[protocol.InputSpec, ...]
+
+    def prepare(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
+        """Set the inputs, run once, return the outputs (both in the model's order)."""
+
+    def timer(self) -> Callable[[], object]:
+        """A function that runs one inference on the inputs set last, without copies."""
+
+
+class ArtifactRunner:
+    """An artifact of ours in our runtime."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        from mobilenet_tvm import runtime
+
+        self._module = runtime.load(Path(path), threads=threads)
+        manifest = self._module.manifest
+        self._outputs = [spec.name for spec in manifest.outputs]
+        self.inputs = tuple(
+            protocol.InputSpec(spec.name, spec.shape, spec.dtype) for spec in manifest.inputs
+        )
+
+    def prepare(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
+        """See ``Runner``."""
+        names = (spec.name for spec in self.inputs)
+        outputs = self._module.run(dict(zip(names, arrays, strict=True)))
+        return [outputs[name] for name in self._outputs]
+
+    def timer(self) -> Callable[[], object]:
+        """See ``Runner``."""
+        timer: Callable[[], object] = self._module.timer()
+        return timer
+
+
+class OnnxRuntimeRunner:
+    """An ONNX file in ONNX Runtime, all its optimisations on."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # it raises a type of its own for every cause
+            raise UsageError(f"ONNX Runtime cannot load {path}: {_one_line(error)}") from None
+        self.inputs = tuple(self._spec(node) for node in self._session.get_inputs())
+        self._binding = self._session.io_binding()
+        self._bound: list[AnyArray] = []
+
+    @staticmethod
+    def _spec(node: Any) -> protocol.InputSpec:
+        if node.type not in _ORT_DTYPES:
+            raise UsageError(f"input {node.name} is a {node.type}, which bench cannot make up")
+        shape = tuple(d if isinstance(d, int) and d > 0 else None for d in node.shape)
+        return protocol.InputSpec(node.name, shape, _ORT_DTYPES[node.type])
+
+    def prepare(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
+        """See ``Runner``."""
+        self._bound = list(arrays)  # the binding points into these arrays
+        for spec, array in zip(self.inputs, arrays, strict=True):
+            self._binding.bind_cpu_input(spec.name, array)
+        for node in self._session.get_outputs():
+            self._binding.bind_output(node.name, "cpu")
+        self._session.run_with_iobinding(self._binding)
+        outputs: list[AnyArray] = self._binding.copy_outputs_to_cpu()
+        return outputs
+
+    def timer(self) -> Callable[[], object]:
+        """See ``Runner``."""
+        session, binding = self._session, self._binding
+        return lambda: session.run_with_iobinding(binding)
+
+
+RUNNERS: dict[str, Callable[[str, int], Runner]] = {
+    "artifact": ArtifactRunner,
+    "onnxruntime": OnnxRuntimeRunner,
+}
+
+
+def random_inputs(
+    specs: Sequence[protocol.InputSpec], shapes: Sequence[tuple[int, ...]], seed: int
+) -> list[AnyArray]:
+    """The same inputs for the same seed in every worker: uniform in [-1, 1), whole numbers in
+    [0, 128) for integer inputs."""
+    generator = np.random.default_rng(seed)
+    arrays: list[AnyArray] = []
+    for spec, shape in zip(specs, shapes, strict=True):
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            arrays.append(generator.uniform(-1, 1, shape).astype(dtype))
+        else:
+            arrays.append(generator.integers(0, 128, shape).astype(dtype))
+    return arrays
+
+
+def time_inferences(infer: Callable[[], object], inferences: int) -> tuple[float, ...]:
+    """Milliseconds of each of ``inferences`` calls."""
+    times_ms = []
+    for _ in range(inferences):
+        begin = time.perf_counter()
+        infer()
+        times_ms.append((time.perf_counter() - begin) * 1e3)
+    return tuple(times_ms)
+
+
+class Server:
+    """Answers requests; the model is loaded by the first of them."""
+
+    def __init__(self) -> None:
+        self._runner: Runner | None = None
+        self._infer: Callable[[], object] | None = None
+
+    def answer(self, request: protocol.Request) -> protocol.Reply:
+        """Do what is asked.
+
+        Raises:
+            UsageError: the model cannot be loaded or is not the one that was asked for.
+        """
+        if isinstance(request, protocol.Load):
+            self._runner = RUNNERS[request.kind](request.path, request.threads)
+            return protocol.Loaded(self._runner.inputs)
+        if isinstance(request, protocol.Prepare):
+            if self._runner is None:
+                raise UsageError("prepare before load")
+            arrays = random_inputs(self._runner.inputs, request.shapes, request.seed)
+            outputs = [np.ascontiguousarray(a) for a in self._runner.prepare(arrays)]
+            self._infer = self._runner.timer()
+            # The first call settles memory and threads.
+            inference_ms = statistics.median(time_inferences(self._infer, 4)[1:])
+            wired = (protocol.Array(a.shape, a.dtype.name, a.tobytes()) for a in outputs)
+            return protocol.Prepared(tuple(wired), inference_ms)
+        if self._infer is None:
+            raise UsageError("measure before prepare")
+        time_inferences(self._infer, request.warmup)
+        return protocol.Measured(time_inferences(self._infer, request.inferences))
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer line after line until the parent closes the pipe."""
+    server = Server()
+    for line in requests:
+        reply: protocol.Reply
+        try:
+            reply = server.answer(msgspec.json.decode(line, type=protocol.Request))
+        except UsageError as error:
+            reply = protocol.Failed(_one_line(error), usage=True)
+        except Exception as error:
+            traceback.print_exc()
+            reply = protocol.Failed(f"{type(error).__name__}: {_one_line(error)}", usage=False)
+        replies.write(msgspec.json.encode(reply) + b"\n")
+        replies.flush()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def main() -> None:
+    """Serve the parent whose process id is the first argument."""
+    toolchain._die_with_parent(int(sys.argv[1]))
+    # Whatever a library prints must not get between the replies: it goes to stderr.
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    gc.disable()
+    serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The verb: what it refuses, and what it makes of its arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mobilenet_tvm.bench import peak
+from mobilenet_tvm.bench.__main__ import artifact_contenders, main, parse_peers, parse_threads
+from mobilenet_tvm.build.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    ModelInfo,
+    TargetInfo,
+    TensorSpec,
+    ToolchainInfo,
+    TuningInfo,
+    write_manifest,
+)
+from mobilenet_tvm.errors import UsageError
+
+
+def fake_artifact(path: Path, digest: str = "sha256:1") -> Path:
+    """A file with a manifest that says it is an artifact."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no ELF")
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=path.stem,
+        model=ModelInfo(name="net", digest=digest),
+        inputs=(TensorSpec("x", (1, 3, 32, 32), "float32"),),
+        outputs=(TensorSpec("y", (1, 10), "float32"),),
+        target=TargetInfo("x86", "llvm", "x86_64", ()),
+        toolchain=ToolchainInfo("0", "0.19.0", "22"),
+        tuning=TuningInfo(tasks=1, tuned=0),
+        so_sha256="sha256:0",
+    )
+    write_manifest(path, manifest)
+    return path
+
+
+def test_threads_are_one_and_all_by_default() -> None:
+    assert parse_threads(None) == sorted({1, peak.usable_cores()})
+    assert parse_threads("1") == [1]
+    for text in ("", "one", "1,,2", "0", "100000", "1,1"):
+        with pytest.raises(UsageError, match="--threads"):
+            parse_threads(text)
+
+
+def test_peers_are_known_by_name() -> None:
+    assert parse_peers("") == []
+    assert parse_peers("onnxruntime, onnxruntime") == ["onnxruntime"]
+    with pytest.raises(UsageError, match="torch: unknown, the known ones are onnxruntime"):
+        parse_peers("onnxruntime,torch")
+
+
+def test_artifacts_are_labelled_by_file_or_by_path_if_that_is_not_enough(tmp_path: Path) -> None:
+    a = fake_artifact(tmp_path / "one" / "net.so")
+    b = fake_artifact(tmp_path / "one" / "net-untuned.so")
+    c = fake_artifact(tmp_path / "two" / "net.so")
+    contenders, manifest = artifact_contenders([a, b])
+    assert [contender.label for contender in contenders] == ["net", "net-untuned"]
+    assert manifest.name == "net"
+    contenders, _ = artifact_contenders([a, c])
+    assert [contender.label for contender in contenders] == [str(a), str(c)]
+    with pytest.raises(UsageError, match="twice"):
+        artifact_contenders([a, a])
+
+
+def test_artifacts_of_two_models_are_not_compared(tmp_path: Path) -> None:
+    a = fake_artifact(tmp_path / "a.so")
+    b = fake_artifact(tmp_path / "b.so", digest="sha256:2")
+    with pytest.raises(UsageError, match=r"b\.so is of another model than .*a\.so"):
+        artifact_contenders([a, b])
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--against", "torch"], "the known ones are onnxruntime"),
+        (["--threads", "100000"], "this machine can use 1 to"),
+        ([], "no artifact at"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(
+    options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["nowhere.so", *options, "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert complaint in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_help_names_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "mobilenet_tvm.bench" in capsys.readouterr().out
