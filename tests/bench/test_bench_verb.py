@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from mobilenet_tvm import zoo
 from mobilenet_tvm.bench import peak
-from mobilenet_tvm.bench.__main__ import artifact_contenders, main, parse_peers, parse_threads
+from mobilenet_tvm.bench.__main__ import (
+    _reference,
+    artifact_contenders,
+    main,
+    parse_peers,
+    parse_threads,
+)
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -16,19 +23,17 @@ from mobilenet_tvm.build.manifest import (
     TensorSpec,
     ToolchainInfo,
     TuningInfo,
+    sha256_bytes,
     write_manifest,
 )
 from mobilenet_tvm.errors import UsageError
 
 
-def fake_artifact(path: Path, digest: str = "sha256:1") -> Path:
-    """A file with a manifest that says it is an artifact."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"no ELF")
-    manifest = Manifest(
+def manifest_of(model: ModelInfo) -> Manifest:
+    return Manifest(
         format_version=FORMAT_VERSION,
-        name=path.stem,
-        model=ModelInfo(name="net", digest=digest),
+        name=model.name,
+        model=model,
         inputs=(TensorSpec("x", (1, 3, 32, 32), "float32"),),
         outputs=(TensorSpec("y", (1, 10), "float32"),),
         target=TargetInfo("x86", "llvm", "x86_64", ()),
@@ -36,7 +41,13 @@ def fake_artifact(path: Path, digest: str = "sha256:1") -> Path:
         tuning=TuningInfo(tasks=1, tuned=0),
         so_sha256="sha256:0",
     )
-    write_manifest(path, manifest)
+
+
+def fake_artifact(path: Path, digest: str = "sha256:1") -> Path:
+    """A file with a manifest that says it is an artifact."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no ELF")
+    write_manifest(path, manifest_of(ModelInfo(name=path.stem, digest=digest)))
     return path
 
 
@@ -98,3 +109,26 @@ def test_help_names_the_module(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     assert "mobilenet_tvm.bench" in capsys.readouterr().out
+
+
+def test_a_zoo_model_is_built_again_for_its_peers(tmp_path: Path) -> None:
+    arguments = {"name": "mobilenet_v1", "alpha": 0.25, "resolution": 128}
+    data = zoo.build(**arguments).SerializeToString()
+    info = ModelInfo("v1", sha256_bytes(data), zoo=arguments)
+    path, mult_adds = _reference(manifest_of(info), None, tmp_path)
+    assert path.parent == tmp_path
+    assert path.read_bytes() == data
+    assert round(mult_adds / 1e6) == 14  # 41 million at 224, of which (128 / 224) ** 2
+
+
+def test_mult_adds_of_an_open_batch_are_those_of_the_compiled_batch(tmp_path: Path) -> None:
+    model = zoo.build("mobilenet_v1", alpha=0.25, resolution=128)
+    one = zoo.costs(model).mult_adds
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    source = tmp_path / "open.onnx"
+    source.write_bytes(model.SerializeToString())
+    digest = sha256_bytes(source.read_bytes())
+    info = ModelInfo("v1", digest, path=str(source), batch=2)
+    path, mult_adds = _reference(manifest_of(info), None, tmp_path)
+    assert path == source
+    assert mult_adds == 2 * one

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from mobilenet_tvm import runtime
 from mobilenet_tvm.bench import protocol, worker
+from mobilenet_tvm.build.manifest import TensorSpec
 from mobilenet_tvm.errors import UsageError
 
 
@@ -81,6 +85,37 @@ def test_failures_are_one_line_and_the_worker_lives_on(capfd: pytest.CaptureFixt
     assert broken == protocol.Failed("RuntimeError: libtvm.so is broken", usage=False)
     assert isinstance(good, protocol.Loaded)
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_artifact_goes_through_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs by name, outputs in the manifest's order, and the runtime's own timer."""
+
+    class Module:
+        manifest = SimpleNamespace(
+            inputs=(TensorSpec("x", (1, 2), "float32"),),
+            outputs=(TensorSpec("b", (1, 2), "float32"), TensorSpec("a", (1,), "float32")),
+        )
+
+        def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            return {"a": inputs["x"].sum(axis=1), "b": inputs["x"] + 1}
+
+        def timer(self) -> Callable[[], None]:
+            return lambda: None
+
+    asked: list[tuple[Path, int]] = []
+
+    def load(path: Path, *, threads: int) -> Module:
+        asked.append((path, threads))
+        return Module()
+
+    monkeypatch.setattr(runtime, "load", load, raising=False)
+    runner = worker.ArtifactRunner("net.so", 2)
+    assert asked == [(Path("net.so"), 2)]
+    assert runner.inputs == (protocol.InputSpec("x", (1, 2), "float32"),)
+    first, second = runner.prepare([np.array([[1.0, 2.0]], "float32")])
+    np.testing.assert_array_equal(first, [[2.0, 3.0]])
+    np.testing.assert_array_equal(second, [3.0])
+    runner.timer()()
 
 
 def test_inputs_are_the_same_for_the_same_seed_alone() -> None:
