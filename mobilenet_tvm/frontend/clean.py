@@ -1,0 +1,114 @@
+"""Bring any exporter's MobileNet to one plain form: static, folded, explicitly padded."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import helper, inliner
+
+from mobilenet_tvm.build.manifest import TensorSpec
+from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.frontend import convs, shapes
+from mobilenet_tvm.frontend.model import Model, opset
+from mobilenet_tvm.frontend.operators import reject_unsupported
+
+OLDEST_OPSET = 7  # where operators got their present broadcasting; 9 to 20 are tested
+NEWEST_OPSET = 20
+
+
+@dataclass(frozen=True)
+class CleanModel:
+    """A model with static shapes that computes the same as ``original``.
+
+    ``proto`` is valid ONNX of the original's operator set.
+    """
+
+    original: Model
+    proto: onnx.ModelProto = field(repr=False)
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def clean(
+    model: Model, *, shape: tuple[int, ...] | None = None, batch: int | None = None
+) -> CleanModel:
+    """Fix shapes, fold constants and BatchNorm, make pads explicit, drop what does nothing.
+
+    ``shape`` is the full shape of the only input, ``batch`` the size of a dynamic first
+    dimension (1 by default). Numbers change by the rounding of BatchNorm folding alone.
+
+    Raises:
+        UsageError: shapes cannot be fixed, or operators are not supported (all are named).
+    """
+    _check_opset(model)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.ir_version = max(proto.ir_version, 4)  # before, weights had to be inputs as well
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
+    shapes.fix_input_shapes(proto, shape, batch)
+    try:
+        proto = _slim(shapes.infer_shapes(proto))
+    except UsageError:
+        reject_unsupported(proto)  # the likelier reason, and the better message
+        raise
+    reject_unsupported(proto)  # now that those in shape arithmetic are gone
+    _reject_training(proto.graph)
+    proto = shapes.infer_shapes(proto)
+    convs.resolve_auto_pad(proto.graph)
+    convs.fold_batch_norm(proto.graph)
+    proto = shapes.infer_shapes(proto)
+    return CleanModel(
+        original=model,
+        proto=proto,
+        inputs=shapes.tensor_specs(proto.graph.input, "input"),
+        outputs=shapes.tensor_specs(proto.graph.output, "output"),
+    )
+
+
+def _check_opset(model: Model) -> None:
+    version = opset(model.proto)
+    if version > NEWEST_OPSET:
+        raise UsageError(
+            f"{model.name} has opset {version}, which is newer than supported: export it with "
+            f"opset {NEWEST_OPSET} or older"
+        )
+    if version < OLDEST_OPSET:
+        raise UsageError(
+            f"{model.name} has opset {version}, which is older than supported: export it with "
+            f"an opset of 9 to {NEWEST_OPSET}"
+        )
+
+
+def _slim(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold constants and shape arithmetic, drop Identity, Dropout and dead nodes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import onnxslim
+
+        handlers = list(logging.getLogger().handlers)
+        try:
+            # Its fusions match by shape alone and some are wrong in rare cases (a spatial
+            # constant as long as there are channels, Pad with axes): ours and Relay's do.
+            slimmed = onnxslim.slim(proto, skip_optimizations=["graph_fusion", "weight_tying"])
+        except Exception as error:
+            line = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(f"the model cannot be simplified: {line}") from None
+        finally:
+            logging.getLogger().handlers[:] = handlers
+    if not slimmed.graph.input:
+        raise UsageError("the model's outputs do not depend on its input: export it again")
+    return slimmed
+
+
+def _reject_training(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "BatchNormalization" and attributes.get("training_mode", 0):
+            raise UsageError(
+                f"{node.name or node.output[0]!r} is a BatchNormalization in training mode: "
+                "export the model for inference (model.eval())"
+            )
