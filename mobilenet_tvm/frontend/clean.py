@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from dataclasses import dataclass, field
 
@@ -89,7 +88,6 @@ def _slim(proto: onnx.ModelProto) -> onnx.ModelProto:
         warnings.simplefilter("ignore")
         import onnxslim
 
-        handlers = list(logging.getLogger().handlers)
         try:
             # Its fusions match by shape alone and some are wrong in rare cases (a spatial
             # constant as long as there are channels, Pad with axes): ours and Relay's do.
@@ -97,8 +95,6 @@ def _slim(proto: onnx.ModelProto) -> onnx.ModelProto:
         except Exception as error:
             line = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(f"the model cannot be simplified: {line}") from None
-        finally:
-            logging.getLogger().handlers[:] = handlers
     if not slimmed.graph.input:
         raise UsageError("the model's outputs do not depend on its input: export it again")
     return slimmed
