@@ -167,10 +167,10 @@ def _call(title: str, function: Callable[[], Any]) -> Any:
 
 
 def _with_shapes(onnx_bytes: bytes, shapes: Shapes) -> Any:
-    """The ``onnx.ModelProto`` with its inputs' shapes fixed and every other shape forgotten.
+    """The ``onnx.ModelProto`` with its inputs' shapes fixed.
 
-    Inner and output shapes are inferred from the inputs by whoever runs the model; those that
-    were stored may be symbolic, or belong to another batch.
+    Inner and output shapes that were stored for another batch are left: both references infer
+    their own.
 
     Raises:
         UsageError: the model has another set of inputs.
@@ -190,7 +190,4 @@ def _with_shapes(onnx_bytes: bytes, shapes: Shapes) -> Any:
         del shape.dim[:]
         for size in shapes[value.name]:
             shape.dim.add().dim_value = size
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del model.graph.value_info[:]
     return model

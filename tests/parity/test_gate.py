@@ -17,7 +17,7 @@ from mobilenet_tvm.build.manifest import (
     write_manifest,
 )
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity import check, onnx_runner, onnxruntime_runner
+from mobilenet_tvm.parity import ParityResult, check, onnx_runner, onnxruntime_runner
 
 SHAPES = {"input": (1, 3, 32, 32)}
 
@@ -137,8 +137,8 @@ def test_a_module_that_reuses_its_output_buffer_does_not_hide_that(reference, ma
 
 
 def near_tie(feed):
-    """A reference whose two best classes are 1e-6 apart."""
-    return {"logits": np.array([[5.0, 5.00001, *feed["input"][0, 0, 0, :8]]], np.float32)}
+    """A reference whose two best classes are 1e-5 apart."""
+    return {"logits": np.array([[5.0, 5.00001, *feed["input"][0, 0, 0, :8] / 255]], np.float32)}
 
 
 def other_class(feed):
@@ -153,6 +153,22 @@ def test_another_best_class_fails_on_a_photo_within_the_tolerance(make_manifest,
     assert result.failures == ("the best class of photo photo0.png is not the reference's",)
     assert result.agreement(1) == 0
     assert result.reference == "a given function"
+
+
+def test_agreement_is_that_of_the_photos_where_there_are_any(make_manifest, photos):
+    def wrong_on_the_large(feed):
+        return other_class(feed) if np.abs(feed["input"]).max() > 100 else near_tie(feed)
+
+    noise = check(wrong_on_the_large, make_manifest(), near_tie, inputs=4)
+    assert noise.agreement(1) == 0.75
+    both = check(wrong_on_the_large, make_manifest(), near_tie, inputs=4, images=photos)
+    assert both
+    assert both.agreement(1) == 1
+
+
+def test_a_result_without_inputs_is_no_pass():
+    assert not ParityResult("reference", 1e-4, ())
+    assert "nothing was compared" in ParityResult("reference", 1e-4, ()).summary()
 
 
 def test_another_best_class_is_no_failure_on_noise(make_manifest):

@@ -117,6 +117,20 @@ def test_a_stored_batch_size_is_replaced(runner, tiny_model):
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
+def test_stored_inner_shapes_do_not_count(runner):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["inner"]),
+        helper.make_node("Shape", ["inner"], ["y"]),
+    ]
+    model = network(nodes, {}, [1, 4])
+    model.graph.value_info.append(helper.make_tensor_value_info("inner", TensorProto.FLOAT, [1, 4]))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.INT64, [2]))
+    outputs = runner(model.SerializeToString(), {"x": (3, 4)})({"x": weights(3, 4)})
+    assert outputs["y"].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
 def test_the_wrong_inputs_are_refused_by_name(runner, tiny_model):
     with pytest.raises(UsageError, match="takes input, the artifact image"):
         runner(tiny_model.SerializeToString(), {"image": (1, 3, 32, 32)})
