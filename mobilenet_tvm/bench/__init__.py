@@ -12,7 +12,6 @@ from mobilenet_tvm.bench.peak import (
     machine_name,
     machine_noise,
     measure_peak_gflops,
-    usable_cores,
 )
 from mobilenet_tvm.bench.results import Agreement, BenchResult, Noise, Ratio, Timing, table
 
@@ -31,5 +30,4 @@ __all__ = [
     "machine_noise",
     "measure_peak_gflops",
     "table",
-    "usable_cores",
 ]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threads, compare
-from mobilenet_tvm.bench.peak import usable_cores
 from mobilenet_tvm.bench.protocol import ContenderKind
 from mobilenet_tvm.bench.results import table
 from mobilenet_tvm.build.manifest import Manifest, read_manifest
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.targets import physical_cores
 
 # Runtimes that a model can be held against: the distribution's name, and its own.
 PEERS: dict[ContenderKind, str] = {"onnxruntime": "ONNX Runtime"}
@@ -91,7 +91,7 @@ def parse_peers(text: str) -> list[ContenderKind]:
 def parse_threads(text: str | None) -> list[int]:
     """``"1,2"`` -> ``[1, 2]``; None is 1 and all cores. UsageError for what cannot be run."""
     if text is None:
-        return sorted({1, usable_cores()})
+        return sorted({1, physical_cores()})
     try:
         threads = [int(part) for part in text.split(",")]
     except ValueError:

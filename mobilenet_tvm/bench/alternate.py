@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mobilenet_tvm import targets
 from mobilenet_tvm.bench import peak, protocol
 from mobilenet_tvm.bench.process import WorkerProcess
 from mobilenet_tvm.bench.results import (
@@ -125,14 +126,14 @@ def check_threads(threads: Sequence[int]) -> None:
     """Refuse thread counts that this machine cannot run at once.
 
     Raises:
-        UsageError: none, below 1, twice the same, or more than the usable cores.
+        UsageError: none, below 1, twice the same, or more than the cores this process may use.
     """
-    cores = peak.usable_cores()
+    cores = targets.physical_cores()
     if not threads or len(set(threads)) < len(threads):
         raise UsageError("--threads wants different numbers, e.g. --threads 1,2")
     for count in threads:
         if not 1 <= count <= cores:
-            raise UsageError(f"--threads {count}: this machine can use 1 to {cores}")
+            raise UsageError(f"--threads {count}: give 1 to {cores}, the cores of this machine")
 
 
 def _run(

@@ -8,21 +8,18 @@ short bursts differ from one another says how much else is running.
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import threading
 import time
 import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import archspec.cpu
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet_tvm import toolchain
+from mobilenet_tvm import targets, toolchain
 
 NOISY = 1.10  # p95 / p5 of the bursts from which on a figure carries a warning
 
@@ -149,7 +146,7 @@ def machine_noise(threads: int = 1) -> float:
 def host_target() -> str:
     """A target string for this machine, by what its CPU reports rather than by its name: a
     virtual machine may hide features that the name promises."""
-    features = archspec.cpu.host()
+    features = targets.cpu_features()
     if platform.machine() not in ("x86_64", "AMD64"):
         return "llvm"
     if all(name in features for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl")):
@@ -159,24 +156,10 @@ def host_target() -> str:
     return "llvm -mcpu=x86-64"
 
 
-def usable_cores() -> int:
-    """Number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def machine_name() -> str:
-    """The CPU as it calls itself, and how many cores: ``AMD EPYC (2 cores)``."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux
-    return f"{name} ({usable_cores()} cores)"
+    """The CPU and the cores that this process may use: ``AMD EPYC (zen4), 2 cores``."""
+    cores = targets.physical_cores()
+    return f"{targets.cpu_name()}, {cores} core{'' if cores == 1 else 's'}"
 
 
 def _burst(target: str) -> tuple[Callable[[], object], float]:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mobilenet_tvm import targets
 from mobilenet_tvm.bench import Contender, alternate, compare, peak
 from mobilenet_tvm.bench.process import WorkerProcess
 from mobilenet_tvm.errors import DeviceError, UsageError
@@ -72,7 +73,7 @@ def state(pid: int) -> str:
 
 def test_two_contenders_at_every_thread_count(tmp_path: Path, workers: list[WorkerProcess]) -> None:
     path = dense_onnx(tmp_path / "dense.onnx")
-    threads = sorted({1, min(2, peak.usable_cores())})
+    threads = sorted({1, min(2, targets.physical_cores())})
     seen: list[tuple[int, int]] = []
     result = compare(
         [peer("first", path), peer("second", path)],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from mobilenet_tvm import zoo
-from mobilenet_tvm.bench import peak
+from mobilenet_tvm import frontend, zoo
+from mobilenet_tvm.bench import alternate
 from mobilenet_tvm.bench.__main__ import (
     _reference,
     artifact_contenders,
@@ -15,6 +16,7 @@ from mobilenet_tvm.bench.__main__ import (
     parse_peers,
     parse_threads,
 )
+from mobilenet_tvm.build.compile import compile_model
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -27,6 +29,7 @@ from mobilenet_tvm.build.manifest import (
     write_manifest,
 )
 from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.targets import physical_cores, resolve
 
 
 def manifest_of(model: ModelInfo) -> Manifest:
@@ -52,7 +55,7 @@ def fake_artifact(path: Path, digest: str = "sha256:1") -> Path:
 
 
 def test_threads_are_one_and_all_by_default() -> None:
-    assert parse_threads(None) == sorted({1, peak.usable_cores()})
+    assert parse_threads(None) == sorted({1, physical_cores()})
     assert parse_threads("1") == [1]
     for text in ("", "one", "1,,2", "0", "100000", "1,1"):
         with pytest.raises(UsageError, match="--threads"):
@@ -90,7 +93,7 @@ def test_artifacts_of_two_models_are_not_compared(tmp_path: Path) -> None:
     ("options", "complaint"),
     [
         (["--against", "torch"], "the known ones are onnxruntime"),
-        (["--threads", "100000"], "this machine can use 1 to"),
+        (["--threads", "100000"], "the cores of this machine"),
         ([], "no artifact at"),
     ],
 )
@@ -132,3 +135,35 @@ def test_mult_adds_of_an_open_batch_are_those_of_the_compiled_batch(tmp_path: Pa
     path, mult_adds = _reference(manifest_of(info), None, tmp_path)
     assert path == source
     assert mult_adds == 2 * one
+
+
+@pytest.mark.slow
+def test_an_artifact_against_onnx_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"name": "mobilenet_v1", "alpha": 0.25, "resolution": 32}
+    source = frontend.from_proto(zoo.build(**arguments), "v1")
+    path = tmp_path / "v1.so"
+    relay_model = frontend.to_relay(frontend.clean(source))
+    info = ModelInfo("v1", source.digest, zoo=arguments)
+    compile_model(relay_model, resolve("x86"), path, info=info)
+    monkeypatch.setattr(alternate, "ROUND_MS", 10.0)
+
+    threads = ",".join(map(str, sorted({1, min(2, physical_cores())})))
+    options = ["--against", "onnxruntime", "--threads", threads, "--rounds", "3", "--json"]
+    assert main([str(path), *options]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    peer = result["timings"][1]["label"]
+    assert peer.startswith("ONNX Runtime ")
+    labels = [timing["label"] for timing in result["timings"]]
+    assert labels == ["v1", peer] * (len(labels) // 2)
+    assert all(0 < timing["peak_fraction"] < 1 for timing in result["timings"])
+    assert all(agreement["max_error"] < 1e-4 for agreement in result["agreements"])
+    assert "quiet-machine check" in printed.err
+
+    # Without its manifest's promise kept the worker refuses, and the user is told.
+    with path.open("ab") as stream:
+        stream.write(b"x")
+    assert main([str(path), "--threads", "1", "--rounds", "1"]) == 2
+    assert "not the file its manifest describes" in capsys.readouterr().err
