@@ -212,6 +212,14 @@ def activate() -> None:
         support.libinfo = functools.cache(support.libinfo)
 
 
+def llvm_version() -> str:
+    """Version of the LLVM that generates code, as TVM was built with it: ``22.1.8``."""
+    activate()
+    from tvm import support
+
+    return str(support.libinfo().get("LLVM_VERSION", "unknown"))
+
+
 def pass_config() -> dict[str, Any]:
     """Options for every ``tvm.transform.PassContext``.
 

@@ -1,1 +1,5 @@
-"""Placeholder."""
+"""Load an artifact and run it with numpy arrays."""
+
+from mobilenet_tvm.runtime.module import Module, load
+
+__all__ = ["Module", "load"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import autotvm, te, tir
-from tvm.autotvm.task.space import OtherOptionEntity
+from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from tvm.topi.nn.utils import get_pad_tuple
 from tvm.topi.utils import traverse_inline
 
@@ -35,21 +35,21 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _define_space(cfg: Any, out_height: int, out_width: int) -> None:
-    """Knobs: ``tile`` = (rows, columns) of output in one register tile, ``order`` of the sums."""
+    """Knobs: ``rows`` x ``columns`` of output in one register tile, ``taps_outer`` of the sums.
+
+    All are numbers, because AutoTVM's cost model learns from the knobs' values.
+    """
     limit = max_accumulators()
-    tiles = [
-        [rows, columns]
-        for rows in (1, 2)
-        for columns in divisors(out_width, limit)
-        if out_height % rows == 0 and rows * columns <= limit
-    ]
-    cfg.define_knob("tile", tiles)
-    cfg.define_knob("order", ["taps_outer", "pixels_outer"])
+    cfg.define_knob("rows", [rows for rows in (1, 2) if out_height % rows == 0])
+    cfg.define_knob("columns", divisors(out_width, limit))
+    cfg.define_knob("taps_outer", [1, 0])
+    if isinstance(cfg, ConfigSpace):
+        cfg.multi_filter(lambda entity: entity["rows"].val * entity["columns"].val <= limit)
     if cfg.is_fallback:
         # Untuned: the widest single row that leaves half the registers to weights and inputs.
-        columns = divisors(out_width, max(limit // 2, 4))[-1]
-        cfg["tile"] = OtherOptionEntity([1, columns])
-        cfg["order"] = OtherOptionEntity("taps_outer")
+        cfg["rows"] = OtherOptionEntity(1)
+        cfg["columns"] = OtherOptionEntity(divisors(out_width, max(limit // 2, 4))[-1])
+        cfg["taps_outer"] = OtherOptionEntity(1)
 
 
 @autotvm.register_topi_compute(TASK)
@@ -164,7 +164,7 @@ def schedule_depthwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
 
 
 def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) -> None:
-    rows, columns = cfg["tile"].val
+    rows, columns = cfg["rows"].val, cfg["columns"].val
     sums = schedule.cache_write(conv, "global")
     if conv.op != out.op:
         schedule[conv].compute_inline()
@@ -181,7 +181,7 @@ def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) 
     schedule[sums].compute_at(schedule[out], w_outer)
     _, c, h, w, i = schedule[sums].op.axis
     tap_y, tap_x = schedule[sums].op.reduce_axis
-    if cfg["order"].val == "taps_outer":
+    if cfg["taps_outer"].val:
         schedule[sums].reorder(c, tap_y, tap_x, h, w, i)
     else:
         schedule[sums].reorder(c, h, w, tap_y, tap_x, i)

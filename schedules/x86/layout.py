@@ -57,3 +57,17 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
     if not all(isinstance(dim, int) for dim in shape):
         raise ValueError(f"shape {shape} is not static")
     return tuple(shape)
+
+
+def keeps_layout(task: Any, config: Any) -> bool:
+    """Whether a stock convolution's ``config`` uses the blocks that our layers use.
+
+    The first convolution is TVM's own; a block of its own would cost a layout transform.
+    """
+    if task.name != "conv2d_NCHWc.x86":
+        return True
+    channels, filters = task.args[0][1][1], task.args[1][1][0]
+    return (config["tile_ic"].size[-1], config["tile_oc"].size[-1]) == (
+        channel_block(channels),
+        channel_block(filters),
+    )

@@ -6,9 +6,9 @@ never leave the registers until the epilogue (bias, ReLU6, hard-swish, residual)
 TVM's stock template (topi/x86/conv2d_avx_1x1.py) goes through a buffer for each of a row
 block's rows and applies the epilogue in a pass of its own.
 
-``order`` decides what is reused from cache: ``channels_outer`` keeps one block of weights in
-L1 and streams the pixels past it; ``pixels_outer`` keeps a band of pixels and streams the
-weights, better where the pixels do not fit L2 and the weights do (the 112x112 layers).
+``pixels_outer`` decides what is reused from cache: 0 keeps one block of weights in L1 and
+streams the pixels past it; 1 keeps a band of pixels and streams the weights, better where the
+pixels do not fit L2 and the weights do (the 112x112 layers).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import autotvm, te
-from tvm.autotvm.task.space import OtherOptionEntity
+from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from tvm.topi.utils import traverse_inline
 
 from mobilenet_tvm.schedules.x86.layout import (
@@ -31,29 +31,32 @@ TAG = "mobilenet_pointwise_NCHWc"
 
 
 def _define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
-    """Knobs: ``tile`` = (chunks, rows, columns), ``band`` = rows of tiles, ``order``."""
+    """Knobs: the register tile ``chunks`` x ``rows`` x ``columns``, ``band``, ``pixels_outer``.
+
+    ``band`` is how many rows of tiles one unit of parallel work has. All knobs are numbers,
+    because AutoTVM's cost model learns from their values.
+    """
     limit = max_accumulators()
-    tiles = [
-        [chunks, rows, columns]
-        for chunks in (1, 2, 4)
-        for rows in (1, 2)
-        for columns in divisors(width, limit)
-        if out_chunks % chunks == 0
-        and rows <= height
-        and chunks * rows * columns <= limit
-        # Fewer than four sums cannot hide the latency of an FMA, unless there are no more.
-        and (chunks * rows * columns >= 4 or columns == width)
-    ]
-    cfg.define_knob("tile", tiles)
+    cfg.define_knob("chunks", [chunks for chunks in (1, 2, 4) if out_chunks % chunks == 0])
+    cfg.define_knob("rows", [rows for rows in (1, 2) if rows <= height])
+    cfg.define_knob("columns", divisors(width, limit))
     cfg.define_knob("band", sorted({1, max(height // 8, 1), max(height // 2, 1)}))
-    cfg.define_knob("order", ["channels_outer", "pixels_outer"])
+    cfg.define_knob("pixels_outer", [0, 1])
+
+    def keep(entity: Any) -> bool:
+        sums = entity["chunks"].val * entity["rows"].val * entity["columns"].val
+        # Fewer than four sums cannot hide the latency of an FMA, unless there are no more.
+        return bool(sums <= limit and (sums >= 4 or entity["columns"].val == width))
+
+    if isinstance(cfg, ConfigSpace):
+        cfg.multi_filter(keep)
     if cfg.is_fallback:
         # Untuned: one channel block by the widest row tile in half the registers.
         columns = divisors(width, max(limit // 2, 4))[-1]
         chunks = next(c for c in (4, 2, 1) if out_chunks % c == 0) if columns < 4 else 1
-        cfg["tile"] = OtherOptionEntity([chunks, 1, columns])
-        cfg["band"] = OtherOptionEntity(1)
-        cfg["order"] = OtherOptionEntity("channels_outer")
+        values = {"chunks": chunks, "rows": 1, "columns": columns, "band": 1, "pixels_outer": 0}
+        for name, value in values.items():
+            cfg[name] = OtherOptionEntity(value)
 
 
 @autotvm.register_topi_compute(TASK)
@@ -150,7 +153,7 @@ def schedule_pointwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
 
 
 def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) -> None:
-    chunks, rows, columns = cfg["tile"].val
+    chunks, rows, columns = (cfg[knob].val for knob in ("chunks", "rows", "columns"))
     in_block = shape_of(conv.op.input_tensors[0])[-1]
     sums = schedule.cache_write(conv, "global")
     if conv.op != out.op:
@@ -163,12 +166,12 @@ def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) 
     h_outer, h_inner = stage.split(h, rows)
     w_outer, w_inner = stage.split(w, columns)
     inner = (h_outer, w_outer, k_inner, h_inner, w_inner, o)
-    if cfg["order"].val == "channels_outer":
-        stage.reorder(n, k_outer, band, *inner)
-        stage.parallel(stage.fuse(n, k_outer, band))
-    else:
+    if cfg["pixels_outer"].val:
         stage.reorder(n, band, k_outer, *inner)
         stage.parallel(stage.fuse(n, band))
+    else:
+        stage.reorder(n, k_outer, band, *inner)
+        stage.parallel(stage.fuse(n, k_outer, band))
     for axis in (k_inner, h_inner, w_inner):
         stage.unroll(axis)
     stage.vectorize(o)

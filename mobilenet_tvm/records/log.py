@@ -1,0 +1,200 @@
+"""The tuning log: TVM's own record lines, appended one by one and never damaged.
+
+A line is what ``autotvm.record.encode`` writes, so stock TVM and tvmc read the file as it is.
+A line is written with one ``write``: a killed run leaves at most its last line cut short,
+which the next run drops with a warning; a full disk takes the cut line back at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+
+import filelock
+import msgspec
+
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.errors import DeviceError, UsageError
+from mobilenet_tvm.records.tasks import workload_key
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished trial.
+
+    Attributes:
+        key: the task's key (see ``records.tasks``).
+        config: index of the configuration in the task's space.
+        cost_s: median seconds of one call; None when the trial failed.
+        error: TVM's ``MeasureErrorNo``, 0 when it succeeded.
+        line: the record line as it stands in the log.
+    """
+
+    key: str
+    config: int
+    cost_s: float | None
+    error: int
+    line: str
+
+
+def parse_line(line: str) -> Record:
+    """Read one AutoTVM record line.
+
+    Raises:
+        ValueError: the line is no AutoTVM record.
+    """
+    toolchain.activate()
+    from tvm.autotvm.record import decode
+
+    try:
+        msgspec.json.decode(line)
+        decoded = decode(line, "json")
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(str(error)) from None
+    if decoded is None:
+        raise ValueError("a record of an older TVM")
+    given, result = decoded
+    failed = result.error_no != 0
+    return Record(
+        key=workload_key(given.task.workload),
+        config=int(given.config.index),
+        cost_s=None if failed else median(float(cost) for cost in result.costs),
+        error=int(result.error_no),
+        line=line,
+    )
+
+
+def read_log(path: Path, warn: Callable[[str], None]) -> list[Record]:
+    """All records of a log, oldest first. Lines that are no records are named and left out.
+
+    Raises:
+        UsageError: the file is not there or is no text.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise UsageError(f"no log at {path}: make one with python -m mobilenet_tvm.tune") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the log {path}: {error}") from None
+    records, bad = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(parse_line(line))
+        except ValueError:
+            bad.append(number)
+    if bad:
+        shown = ", ".join(map(str, bad[:5])) + (" ..." if len(bad) > 5 else "")
+        warn(f"{path}: line {shown}: no tuning record, left out")
+    return records
+
+
+def best_records(records: Iterable[Record]) -> dict[str, Record]:
+    """The fastest successful record of each task, by the median of its repeats."""
+    best: dict[str, Record] = {}
+    for record in records:
+        if record.cost_s is None:
+            continue
+        known = best.get(record.key)
+        if known is None or known.cost_s is None or record.cost_s < known.cost_s:
+            best[record.key] = record
+    return best
+
+
+class RecordLog:
+    """A log open for appending, by one tuning run at a time.
+
+    Use it as a context manager. ``records`` holds what was there and what was appended.
+
+    Raises:
+        UsageError: another run holds the log, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        self._warn = warn
+        self._lock = filelock.FileLock(f"{path}.lock")
+
+    def __enter__(self) -> RecordLog:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UsageError(
+                f"another tuning run is writing {self.path}: wait for it, or give this one "
+                "another -o"
+            ) from None
+        except OSError as error:
+            raise UsageError(f"cannot write {self.path}: {error.strerror}") from None
+        try:
+            self._drop_cut_line()
+            if self.path.exists():
+                self.records = read_log(self.path, self._warn)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def _drop_cut_line(self) -> None:
+        """Cut off a last line that a killed run left without its end."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        if not data or data.endswith(b"\n"):
+            return
+        keep = data.rfind(b"\n") + 1
+        try:
+            parse_line(data[keep:].decode())
+        except (ValueError, UnicodeDecodeError):
+            with self.path.open("r+b") as stream:
+                stream.truncate(keep)
+            self._warn(f"{self.path}: the last line was cut short by a killed run; dropped it")
+        else:  # whole, only its newline is missing
+            with self.path.open("ab") as stream:
+                stream.write(b"\n")
+
+    def append(self, line: str) -> Record:
+        """Add one record line, whole or not at all.
+
+        Raises:
+            DeviceError: the disk is full or failed; what was there before is kept.
+        """
+        record = parse_line(line)
+        data = line.rstrip("\n").encode() + b"\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            try:
+                written = os.write(descriptor, data)
+                if written != len(data):
+                    raise OSError(28, "No space left on device")
+            except OSError as error:
+                os.ftruncate(descriptor, size)
+                raise DeviceError(
+                    f"cannot add to {self.path}: {error.strerror}; all earlier trials are kept: "
+                    "make room and run the same command again"
+                ) from None
+        finally:
+            os.close(descriptor)
+        self.records.append(record)
+        return record
+
+
+def log_digest_text(records: Sequence[Record]) -> bytes:
+    """The bytes that an artifact's ``log_digest`` is taken of: the lines used, in order."""
+    return "".join(record.line.rstrip("\n") + "\n" for record in records).encode()

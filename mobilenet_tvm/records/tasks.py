@@ -1,0 +1,124 @@
+"""The tuning tasks of a model: every convolution and dense layer that has a template.
+
+TVM's own ``autotvm.task.extract_from_program`` lowers the whole model to find them (5 s for
+V1). Asking Relay's op strategy for each call finds the same tasks in a tenth of that, and
+counts how often each one occurs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.targets import Preset
+
+_TUNED_OPERATORS = ("nn.conv2d", "nn.dense")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kernel to tune.
+
+    Attributes:
+        key: TVM's workload as text; equal for equal kernels of any model.
+        label: for people: ``depthwise 3x3/2 64x112x112``.
+        flops: floating-point operations of one call.
+        weight: calls in one inference.
+        candidates: indices into the configuration space that may be tried.
+        handle: the ``autotvm.task.Task``.
+    """
+
+    key: str
+    label: str
+    flops: float
+    weight: int
+    candidates: tuple[int, ...] = field(repr=False)
+    handle: Any = field(repr=False, compare=False)
+
+
+def workload_key(workload: Any) -> str:
+    """A workload tuple as text that compares equal wherever it came from."""
+    return str(workload)
+
+
+def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tuple[Task, ...]:
+    """All tasks of a Relay module, in the model's order.
+
+    Args:
+        module: ``IRModule`` as ``frontend.to_relay`` leaves it, types inferred.
+        preset: the target.
+        schedules: ``ours`` or ``stock``.
+    """
+    toolchain.activate()
+    import tvm
+    from tvm import autotvm, relay, te
+    from tvm.autotvm.task.topi_integration import TaskExtractEnv
+
+    import mobilenet_tvm.schedules
+    from mobilenet_tvm.schedules.x86.layout import keeps_layout
+
+    mobilenet_tvm.schedules.use(schedules)
+    target = tvm.target.Target(preset.target)
+    found: dict[tuple[str, Any], int] = {}
+
+    def visit(node: Any) -> None:
+        is_call = isinstance(node, relay.Call) and isinstance(node.op, tvm.ir.Op)
+        if not is_call or node.op.name not in _TUNED_OPERATORS:
+            return
+        inputs = [
+            te.placeholder(tuple(arg.checked_type.shape), arg.checked_type.dtype)
+            for arg in node.args
+        ]
+        tracer = TaskExtractEnv.get()
+        tracer.reset(None)
+        with tracer, target:
+            relay.backend.te_compiler.select_implementation(
+                node.op, node.attrs, inputs, node.checked_type, target
+            )
+        for name, arguments in tracer.get_tasks():
+            found[name, arguments] = found.get((name, arguments), 0) + 1
+
+    typed = relay.transform.InferType()(module)
+    silent, autotvm.GLOBAL_SCOPE.silent = autotvm.GLOBAL_SCOPE.silent, True
+    try:
+        relay.analysis.post_order_visit(typed["main"], visit)
+    finally:
+        autotvm.GLOBAL_SCOPE.silent = silent
+
+    tasks = []
+    for (name, arguments), weight in found.items():
+        handle = autotvm.task.create(name, arguments, target)
+        space = handle.config_space
+        candidates = [i for i in range(space.range_length) if space.is_index_valid(i)]
+        if schedules == "ours":
+            with target:
+                kept = [i for i in candidates if keeps_layout(handle, space.get(i))]
+            candidates = kept or candidates
+        tasks.append(
+            Task(
+                key=workload_key(handle.workload),
+                label=_label(name, arguments),
+                flops=float(handle.flop),
+                weight=weight,
+                candidates=tuple(candidates),
+                handle=handle,
+            )
+        )
+    return tuple(tasks)
+
+
+def _label(name: str, arguments: Any) -> str:
+    """``depthwise 3x3/2 64x112x112``: kind, kernel/stride, input channels x height x width."""
+    data, kernel = arguments[0][1], arguments[1][1]
+    if name.startswith("dense"):
+        return f"{name.removesuffix('.x86')} {data[1]}->{kernel[0]}"
+    if len(data) != 4 or len(kernel) != 4:
+        return name
+    kind = {"depthwise": "depthwise", "pointwise": "pointwise"}.get(name.split("_")[0], "conv")
+    if kind == "conv" and tuple(kernel[2:]) == (1, 1):
+        kind = "pointwise"
+    stride = arguments[2][0]
+    channels = f"{data[1]}" if kind == "depthwise" else f"{data[1]}->{kernel[0]}"
+    size = f"{kernel[2]}x{kernel[3]}" + (f"/{stride}" if stride != 1 else "")
+    return f"{kind} {size} {channels} @ {data[2]}x{data[3]}"

@@ -1,0 +1,144 @@
+"""An artifact, loaded: checked against its manifest and this machine, then run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.build.manifest import Manifest, read_manifest, sha256_file
+from mobilenet_tvm.errors import CheckFailedError, UsageError
+from mobilenet_tvm.targets import missing_features
+
+Array = npt.NDArray[Any]
+
+_ELF_MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "armv7l"}
+
+
+class Module:
+    """A compiled model. Made by ``load``."""
+
+    def __init__(self, executor: Any, manifest: Manifest) -> None:
+        self._executor = executor
+        self.manifest = manifest
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference.
+
+        Args:
+            inputs: an array for every input of ``manifest.inputs``, shape and dtype as there.
+
+        Returns:
+            An array for every output of ``manifest.outputs``.
+
+        Raises:
+            UsageError: an input is missing, unknown, or of the wrong shape or dtype.
+        """
+        self.set_inputs(inputs)
+        self._executor.run()
+        return {
+            spec.name: self._executor.get_output(index).numpy()
+            for index, spec in enumerate(self.manifest.outputs)
+        }
+
+    def set_inputs(self, inputs: Mapping[str, Array]) -> None:
+        """Check and copy the inputs without running. See ``run``."""
+        known = {spec.name for spec in self.manifest.inputs}
+        unknown = sorted(set(inputs) - known)
+        if unknown:
+            raise UsageError(
+                f"no input is called {', '.join(unknown)}: the inputs are {', '.join(known)}"
+            )
+        for spec in self.manifest.inputs:
+            if spec.name not in inputs:
+                raise UsageError(f"input {spec.name} {list(spec.shape)} {spec.dtype} is missing")
+            array = np.asarray(inputs[spec.name])
+            if array.shape != spec.shape:
+                raise UsageError(
+                    f"input {spec.name} has shape {list(array.shape)}, the artifact was compiled "
+                    f"for {list(spec.shape)}"
+                )
+            if array.dtype != np.dtype(spec.dtype):
+                raise UsageError(
+                    f"input {spec.name} is {array.dtype}, the artifact takes {spec.dtype}: "
+                    f"convert it with .astype('{spec.dtype}')"
+                )
+            self._executor.set_input(spec.name, np.ascontiguousarray(array))
+
+    def timer(self) -> Callable[[], None]:
+        """A function that runs one inference with the inputs last set, copying nothing."""
+        run: Callable[[], None] = self._executor.run
+        return run
+
+
+def load(path: str | Path, *, threads: int | None = None, require_checked: bool = False) -> Module:
+    """Load an artifact after checking it against its manifest and this machine.
+
+    Args:
+        path: the ``.so``, with its ``.manifest.json`` beside it.
+        threads: of TVM's thread pool, for all modules of this process; None leaves it as is.
+        require_checked: refuse an artifact that never passed a parity check.
+
+    Raises:
+        UsageError: the manifest is missing, damaged or of another format; the ``.so`` is not
+            the one it describes; the architecture or a CPU feature is missing here.
+        CheckFailedError: ``require_checked``, and parity was not checked or did not pass.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    found = sha256_file(path)
+    if found != manifest.so_sha256:
+        raise UsageError(
+            f"{path} is not the file its manifest describes (digest {found[:19]}..., expected "
+            f"{manifest.so_sha256[:19]}...): copy both files again, or compile again"
+        )
+    machine = _elf_machine(path)
+    if machine != platform.machine() or manifest.target.arch != platform.machine():
+        raise UsageError(
+            f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
+            f"{platform.machine()}: compile it with a --target for this machine"
+        )
+    missing = missing_features(manifest.target.cpu_features)
+    if missing:
+        raise UsageError(
+            f"{path} needs CPU features that this machine lacks: {', '.join(missing)} (preset "
+            f"{manifest.target.preset}): compile it with --target x86 on this machine"
+        )
+    if require_checked and (manifest.parity is None or not manifest.parity.passed):
+        state = "was never checked" if manifest.parity is None else "failed its parity check"
+        raise CheckFailedError(f"{path} {state}: run python -m mobilenet_tvm.check {path}")
+
+    toolchain.activate()
+    import tvm
+    from tvm.contrib import graph_executor
+
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}: it must be 1 or more")
+        _set_threads(threads)
+    library = tvm.runtime.load_module(str(path.resolve()))
+    return Module(graph_executor.GraphModule(library["default"](tvm.cpu(0))), manifest)
+
+
+def _set_threads(threads: int) -> None:
+    import tvm
+
+    big_cores_first = 1
+    tvm.get_global_func("runtime.config_threadpool")(big_cores_first, threads)
+
+
+def _elf_machine(path: Path) -> str:
+    """Architecture of a shared library, as ``platform.machine()`` would name it."""
+    try:
+        with path.open("rb") as stream:
+            name = ELFFile(stream)["e_machine"]
+    except ELFError as error:
+        raise UsageError(f"{path} is no shared library ({error}): compile it again") from None
+    return _ELF_MACHINES.get(name, str(name))

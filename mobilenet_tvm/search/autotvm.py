@@ -1,0 +1,101 @@
+"""The AutoTVM searcher: which configuration of a task to try next.
+
+A space that fits the number of trials is tried whole, in a seeded order. A larger one is
+searched by AutoTVM's XGBoost tuner, which learns from the trials, resumed ones included.
+Either way the same seed and the same trials propose the same configurations.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.records import Task
+from mobilenet_tvm.search.trial import Trial
+
+# Trials before the cost model is worth asking, and how many it proposes at once.
+_BATCH = 16
+
+
+class AutoTvmSearcher:
+    """Proposes configurations of one task, each at most once.
+
+    Args:
+        task: what to search.
+        trials: how many may be tried in all, those of earlier runs included.
+        seed: of every random choice.
+        done: cost in seconds of what earlier runs tried; infinite where it failed.
+    """
+
+    def __init__(
+        self, task: Task, *, trials: int, seed: int, done: Mapping[int, float] | None = None
+    ) -> None:
+        self._task = task
+        self._done = dict(done or {})
+        self._order = list(task.candidates)
+        random.Random(f"{seed}:{task.key}").shuffle(self._order)
+        self._limit = min(trials, len(self._order))
+        self._seed = seed
+        self._queue: list[int] = []
+        self._tuner: Any = None
+
+    @property
+    def limit(self) -> int:
+        """How many configurations will have been tried at the end."""
+        return self._limit
+
+    @property
+    def tried(self) -> int:
+        """How many have been, those of earlier runs included."""
+        return min(len(self._done), self._limit)
+
+    def next(self) -> int | None:
+        """The configuration to try next, or None when there is nothing left to try."""
+        if len(self._done) >= self._limit:
+            return None
+        if not self._queue:
+            self._queue = self._propose()
+        return self._queue.pop() if self._queue else None
+
+    def tell(self, trial: Trial) -> None:
+        """Learn from a finished trial."""
+        self._done[trial.config] = trial.cost_s
+
+    def _propose(self) -> list[int]:
+        fresh = [config for config in self._order if config not in self._done]
+        learn = self._limit < len(self._order) and len(self._done) >= _BATCH
+        if not learn:
+            count = len(fresh) if self._limit == len(self._order) else _BATCH
+            return fresh[:count][::-1]
+        return self._ask_model(set(fresh)) or fresh[:_BATCH][::-1]
+
+    def _ask_model(self, fresh: set[int]) -> list[int]:
+        """The next batch by AutoTVM's XGBTuner, fitted to all trials so far."""
+        toolchain.activate()
+        from tvm.autotvm.tuner import XGBTuner
+
+        # The tuner draws from the global generators.
+        random.seed(self._seed + len(self._done))
+        np.random.seed(self._seed + len(self._done))  # noqa: NPY002
+        handle = self._task.handle
+        # xgboost >= 2 refuses the "rank" loss. Features of the knobs need no lowering, and
+        # filling their cache here spares AutoTVM a pool of processes that would do it.
+        tuner = XGBTuner(
+            handle, plan_size=_BATCH, feature_type="knob", loss_type="reg", log_interval=10**9
+        )
+        features = tuner.cost_model.feature_cache.get("knob")
+        space = handle.config_space
+        for config in filter(space.is_index_valid, range(space.range_length)):
+            features[config] = space.get(config).get_flatten_feature()
+        gflops = [
+            0.0 if cost == float("inf") else self._task.flops / cost / 1e9
+            for cost in self._done.values()
+        ]
+        tuner.visited = set(self._done)
+        tuner.cost_model.fit(list(self._done), gflops, _BATCH)
+        best = tuner.model_optimizer.find_maximums(tuner.cost_model, _BATCH, tuner.visited)
+        return [int(config) for config in best if int(config) in fresh][::-1]

@@ -1,0 +1,120 @@
+"""Measure candidates on this machine: built and run in a child process that may die.
+
+The child is TVM's own ``PopenWorker`` (see ``toolchain.Worker``). One child builds and runs:
+the kernel goes from LLVM's JIT straight to the timer, with no file, no linker and no RPC
+between, so a trial takes a tenth of what AutoTVM's LocalBuilder and LocalRunner need.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.records import Task
+from mobilenet_tvm.search.trial import Failure, Trial
+
+BUILD_TIMEOUT_S = 10.0
+RUN_TIMEOUT_S = 10.0
+REPEATS = 5
+MIN_REPEAT_MS = 12
+
+
+class Measurer(Protocol):
+    """Where trials are measured: this machine, a recorded table, later a board."""
+
+    def measure(self, task: Task, config: int, deadline_s: float) -> Trial:
+        """Measure one configuration, in at most about ``deadline_s`` seconds."""
+
+    def close(self) -> None:
+        """Release the device."""
+
+
+# What the child keeps between its two calls for one trial.
+_built: dict[str, Any] = {}
+
+
+def _build(handle: Any, config: int) -> None:
+    """Child side: compile one candidate."""
+    import tvm
+    from tvm import autotvm
+
+    import mobilenet_tvm.schedules  # noqa: F401  (registers our templates)
+
+    # Templates then take the layout they want as their input, as they find it in the model.
+    autotvm.GLOBAL_SCOPE.in_tuning = True
+    with handle.target, tvm.transform.PassContext(config=toolchain.pass_config()):
+        schedule, arguments = handle.instantiate(handle.config_space.get(config))
+        function = tvm.build(schedule, arguments, target=handle.target)
+    _built["function"], _built["arguments"] = function, arguments
+
+
+def _run(threads: int) -> tuple[float, ...]:
+    """Child side: time the candidate built last, on random data. Seconds of one call."""
+    import numpy as np
+    import tvm
+    from tvm.topi.utils import get_const_tuple
+
+    device = tvm.cpu(0)
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    random = np.random.default_rng(0)
+    arrays = [
+        tvm.nd.array(random.uniform(-1, 1, get_const_tuple(t.shape)).astype(t.dtype), device)
+        for t in _built["arguments"]
+    ]
+    function = _built["function"]
+    timer = function.time_evaluator(
+        function.entry_name, device, number=1, repeat=REPEATS, min_repeat_ms=MIN_REPEAT_MS
+    )
+    return tuple(timer(*arrays).results)
+
+
+class LocalMeasurer:
+    """Measure on this machine's CPU.
+
+    Args:
+        threads: of TVM's thread pool while a candidate runs.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._worker = toolchain.Worker()
+
+    def measure(self, task: Task, config: int, deadline_s: float) -> Trial:
+        """See ``Measurer``. A crash or a time-out costs this one trial and nothing else."""
+        start = time.monotonic()
+
+        def failed(kind: Failure, error: BaseException) -> Trial:
+            return Trial(config, (), kind, first_line(error), time.monotonic() - start)
+
+        try:
+            self._worker.call(
+                _build, task.handle, config, timeout_s=min(BUILD_TIMEOUT_S, deadline_s)
+            )
+        except TimeoutError as error:
+            return failed(Failure.BUILD_TIMEOUT, error)
+        except Exception as error:  # whatever TVM or LLVM raised in the child
+            return failed(Failure.BUILD_ERROR, error)
+        left = deadline_s - (time.monotonic() - start)
+        try:
+            costs = self._worker.call(
+                _run, self._threads, timeout_s=max(min(RUN_TIMEOUT_S, left), 1.0)
+            )
+        except TimeoutError as error:
+            return failed(Failure.RUN_TIMEOUT, error)
+        except Exception as error:
+            return failed(Failure.RUN_ERROR, error)
+        return Trial(config, costs, elapsed_s=time.monotonic() - start)
+
+    def close(self) -> None:
+        """Kill the child."""
+        self._worker.close()
+
+
+def first_line(error: BaseException) -> str:
+    """The line of an error that says what is wrong: the last one of a traceback's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    telling = [line for line in lines if "Error" in line or "Check failed" in line]
+    return (telling or lines)[-1][:300]

@@ -1,0 +1,59 @@
+"""What this machine's CPU is, asked of archspec and psutil."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+import archspec.cpu
+import psutil
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Feature names of this CPU as Linux and archspec spell them (``avx512f``, ``fma`` ...)."""
+    return frozenset(archspec.cpu.host().features) | _proc_flags()
+
+
+def _proc_flags() -> frozenset[str]:
+    # archspec drops the flags that its microarchitecture table does not know.
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Model name of this CPU with archspec's microarchitecture: ``AMD EPYC (zen4)``."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{model} ({archspec.cpu.host().name})"
+
+
+def missing_features(needed: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``needed`` that this CPU does not have, in order."""
+    return tuple(feature for feature in needed if feature not in cpu_features())
+
+
+def physical_cores() -> int:
+    """Cores that this process may use: affinity counts, hyper-threads do not."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        allowed = os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
