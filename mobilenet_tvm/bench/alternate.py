@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from mobilenet_tvm import targets
 from mobilenet_tvm.bench import peak, protocol
+from mobilenet_tvm.bench.noise import NoiseMeter
 from mobilenet_tvm.bench.process import WorkerProcess
 from mobilenet_tvm.bench.results import (
     Agreement,
@@ -91,9 +92,9 @@ def compare(
     agreements: list[Agreement] = []
     noise: list[Noise] = []
     for count in threads:
-        before = peak.machine_noise(count)
-        lanes = _run(contenders, count, rounds, seed, on_round)
-        noise.append(Noise(count, max(before, peak.machine_noise(count))))
+        meter = NoiseMeter(count)
+        lanes = _run(contenders, count, rounds, seed, meter, on_round)
+        noise.append(Noise(count, meter.spread))
         for lane in lanes:
             label = lane.contender.label
             timings.append(summarize(label, count, lane.rounds_ms, mult_adds, peak_gflops))
@@ -141,6 +142,7 @@ def _run(
     threads: int,
     rounds: int,
     seed: int,
+    meter: NoiseMeter,
     on_round: Callable[[int, int], None] | None,
 ) -> list[_Lane]:
     """All rounds at one number of threads. Every worker is dead when this returns or raises."""
@@ -158,6 +160,7 @@ def _run(
         for lane in lanes:
             _prepare(lane, shapes, seed)
         for done in range(1, rounds + 1):
+            meter.sample(math.ceil(peak.BURSTS / rounds))
             for lane in order.sample(lanes, len(lanes)):
                 _round(lane)
             if on_round is not None:

@@ -1,27 +1,21 @@
-"""What one core of this machine can do, and whether the machine is quiet enough to measure on.
+"""What one core of this machine can do.
 
 A kernel of our own: independent chains of vector fused multiply-adds that never leave their
-registers. Its best rate is the peak that a network's GFLOP/s are held against; how much its
-short bursts differ from one another says how much else is running.
+registers. Its best rate is the peak that a network's GFLOP/s are held against.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
-import threading
-import time
 import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet_tvm import targets, toolchain
-
-NOISY = 1.10  # p95 / p5 of the bursts from which on a figure carries a warning
 
 # 0.3 s in all. Measured on a shared two-core virtual machine: bursts of 1 ms differ by 1.12x
 # through its neighbours alone, bursts of 3 ms by 1.06x; with both cores loaded, 5x and more.
@@ -116,31 +110,8 @@ def measure_peak_gflops(target: str) -> float:
     ``target`` must be one that this machine can run (``host_target()``). Takes about 0.3 s and
     takes the best burst: a peak is what the core does when nothing is in its way.
     """
-    burst, flops = _burst(target)
-    return float(flops / _time_bursts(burst).min() / 1e9)
-
-
-def machine_noise(threads: int = 1) -> float:
-    """How unquiet the machine is: p95 / p5 of equal bursts of work, 1.0 is silence.
-
-    Runs on ``threads`` cores at once for about 0.3 s and returns the worst core's figure: load
-    on the second core does not show on the first. Above ``NOISY`` a latency is not to be
-    trusted.
-    """
-    target = host_target()
-    spreads: list[float] = []
-
-    def work(burst: Callable[[], object]) -> None:
-        low, high = (float(x) for x in np.percentile(_time_bursts(burst), (5, 95)))
-        spreads.append(high / low)
-
-    # The kernel runs outside Python's lock, so that threads do load that many cores.
-    workers = [threading.Thread(target=work, args=(_burst(target)[0],)) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return max(spreads)
+    work, flops = burst(target)
+    return flops / min(time_bursts(work, BURSTS)) / 1e9
 
 
 def host_target() -> str:
@@ -162,8 +133,9 @@ def machine_name() -> str:
     return f"{targets.cpu_name()}, {cores} core{'' if cores == 1 else 's'}"
 
 
-def _burst(target: str) -> tuple[Callable[[], object], float]:
-    """One burst of about ``BURST_MS`` of work, and its number of floating-point operations."""
+def burst(target: str) -> tuple[Callable[[], object], float]:
+    """A function that works for about ``BURST_MS`` with data of its own, and its number of
+    floating-point operations."""
     module = build_kernel(target)
     import tvm
 
@@ -180,13 +152,7 @@ def _burst(target: str) -> tuple[Callable[[], object], float]:
     return lambda: function(coefficients, chains, iterations), flops
 
 
-def _time_bursts(burst: Callable[[], object]) -> npt.NDArray[np.float64]:
-    """Seconds of each of ``BURSTS`` bursts, after a few that wake the core up."""
-    for _ in range(BURSTS // 10):
-        burst()
-    times_s = np.empty(BURSTS)
-    for index in range(BURSTS):
-        begin = time.perf_counter()
-        burst()
-        times_s[index] = time.perf_counter() - begin
-    return times_s
+def time_bursts(burst: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each of ``count`` bursts, after one that wakes the core up."""
+    burst()
+    return timeit.repeat(burst, number=1, repeat=count)

@@ -53,7 +53,7 @@ class WorkerProcess:
         # A file, not a pipe: nobody reads it while the worker runs, and a full pipe blocks.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._process = subprocess.Popen(
-            [*command, str(os.getpid())],
+            [*command, str(os.getpid()), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

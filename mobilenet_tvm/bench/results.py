@@ -13,7 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mobilenet_tvm.bench.peak import NOISY
+from mobilenet_tvm.bench.noise import NOISY
 
 DISAGREEMENT = 1e-3  # of max |reference|: beyond it the contenders are hardly the same network
 
@@ -69,7 +69,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Noise:
-    """p95 / p5 of equal bursts of work on ``threads`` cores, the worse of before and after."""
+    """p95 / p5 of equal bursts of work between the rounds, on the worst of ``threads`` cores."""
 
     threads: int
     spread: float

@@ -1,4 +1,4 @@
-"""The child process that holds one contender: ``python -m mobilenet_tvm.bench.worker PARENT``.
+"""The child that holds one contender: ``python -m mobilenet_tvm.bench.worker PARENT THREADS``.
 
 Requests come as JSON lines on stdin, replies go as JSON lines to the original stdout (see
 ``protocol``). The parent has fixed the number of threads in the environment before this
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.bench import protocol
+from mobilenet_tvm.bench.cores import confine, fastest_cores
 from mobilenet_tvm.errors import UsageError
 
 AnyArray = npt.NDArray[Any]
@@ -205,8 +206,10 @@ def _one_line(error: Exception) -> str:
 
 
 def main() -> None:
-    """Serve the parent whose process id is the first argument."""
-    toolchain._die_with_parent(int(sys.argv[1]))
+    """Serve the parent whose process id is the first argument, on as many cores as the second."""
+    parent, threads = map(int, sys.argv[1:])
+    toolchain._die_with_parent(parent)
+    confine(fastest_cores(threads))
     # Whatever a library prints must not get between the replies: it goes to stderr.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

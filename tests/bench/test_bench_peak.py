@@ -77,10 +77,5 @@ def test_peak_is_that_of_vectors_and_can_be_measured_again() -> None:
     assert again == pytest.approx(wide, rel=0.3)
 
 
-def test_noise_is_a_spread_on_every_core_asked_for() -> None:
-    assert 1.0 <= peak.machine_noise() < 1000
-    assert 1.0 <= peak.machine_noise(targets.physical_cores()) < 1000
-
-
 def test_machine_name_says_how_many_cores() -> None:
     assert re.search(rf", {targets.physical_cores()} cores?$", peak.machine_name())

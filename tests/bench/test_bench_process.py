@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mobilenet_tvm.bench import protocol
+from mobilenet_tvm.bench.cores import fastest_cores
 from mobilenet_tvm.bench.process import WorkerProcess, worker_environment
 from mobilenet_tvm.errors import DeviceError, UsageError
 
@@ -143,6 +144,14 @@ def test_a_stopped_worker_dies_with_its_parent() -> None:
     while state(worker) not in ("", "Z") and time.monotonic() < deadline:
         time.sleep(0.01)
     assert state(worker) in ("", "Z")
+
+
+@needs_proc
+def test_a_worker_keeps_to_its_cores() -> None:
+    with WorkerProcess("x", 1) as worker:
+        with pytest.raises(UsageError, match="cannot load"):
+            worker.ask(LOAD, protocol.Loaded, 60)
+        assert os.sched_getaffinity(worker.pid) == set(fastest_cores(1))
 
 
 def test_environment_fixes_threads_and_forgets_other_programs_wishes(

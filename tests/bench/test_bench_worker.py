@@ -143,7 +143,7 @@ worker.RUNNERS["artifact"] = Chatty
 worker.main()
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(os.getpid())],
+        [sys.executable, "-c", code, str(os.getpid()), "1"],
         input=msgspec.json.encode(protocol.Load("artifact", "x", 1)) + b"\n",
         capture_output=True,
         check=True,
