@@ -208,8 +208,11 @@ def activate() -> None:
             f"tvm is {tvm.__version__}, not {TVM_VERSION}; see python -m mobilenet_tvm.doctor"
         )
     if not hasattr(support.libinfo, "cache_info"):
-        # Callers read the table and never write to it.
-        support.libinfo = functools.cache(support.libinfo)
+        # Callers read the table and never write to it. Some took the function by name.
+        original, cached = support.libinfo, functools.cache(support.libinfo)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("tvm.") and getattr(module, "libinfo", None) is original:
+                module.libinfo = cached  # type: ignore[attr-defined]
 
 
 def llvm_version() -> str:
@@ -255,7 +258,7 @@ def problems() -> list[Problem]:
     return found
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Worker side, Linux: be killed when the parent dies, even of ``kill -9``."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
@@ -267,7 +270,7 @@ def _die_with_parent(parent: int) -> None:
 def _start_worker(parent: int) -> None:
     """First call in every worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
-    _die_with_parent(parent)
+    die_with_parent(parent)
     activate()
 
 

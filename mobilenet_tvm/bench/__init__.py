@@ -9,6 +9,7 @@ from __future__ import annotations
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threads, compare
 from mobilenet_tvm.bench.noise import NOISY, machine_noise
 from mobilenet_tvm.bench.peak import host_target, machine_name, measure_peak_gflops
+from mobilenet_tvm.bench.reference import reference_model
 from mobilenet_tvm.bench.results import Agreement, BenchResult, Noise, Ratio, Timing, table
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "machine_name",
     "machine_noise",
     "measure_peak_gflops",
+    "reference_model",
     "table",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threads, compare
 from mobilenet_tvm.bench.protocol import ContenderKind
+from mobilenet_tvm.bench.reference import reference_model
 from mobilenet_tvm.bench.results import table
 from mobilenet_tvm.build.manifest import Manifest, read_manifest
 from mobilenet_tvm.cli.frame import Output, run_verb
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     contenders, manifest = artifact_contenders(args.artifacts)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            model, mult_adds = _reference(manifest, args.onnx, Path(folder))
+            model, mult_adds = reference_model(manifest, args.onnx, Path(folder))
         except UsageError as error:
             if peers:
                 raise
@@ -121,26 +122,6 @@ def artifact_contenders(paths: Sequence[Path]) -> tuple[list[Contender], Manifes
         Contender(label, "artifact", str(path)) for label, path in zip(labels, paths, strict=True)
     ]
     return contenders, manifests[0]
-
-
-def _reference(manifest: Manifest, onnx: Path | None, folder: Path) -> tuple[Path, int]:
-    """The model's ONNX file (a zoo's is written to ``folder``) and its Mult-Adds."""
-    import onnx as onnx_package
-
-    from mobilenet_tvm import zoo
-    from mobilenet_tvm.frontend.shapes import fix_input_shapes, infer_shapes
-    from mobilenet_tvm.parity import reference_onnx
-
-    data = reference_onnx(manifest, onnx)
-    proto = onnx_package.load_model_from_string(data)
-    fix_input_shapes(proto, manifest.model.shape, manifest.model.batch)
-    mult_adds: int = zoo.costs(infer_shapes(proto)).mult_adds
-    if onnx is None and manifest.model.zoo is None and manifest.model.path is not None:
-        onnx = Path(manifest.model.path)  # where its external data is, if it has any
-    if onnx is None:
-        onnx = folder / "model.onnx"
-        onnx.write_bytes(data)
-    return onnx, mult_adds
 
 
 def _peer_label(peer: ContenderKind) -> str:

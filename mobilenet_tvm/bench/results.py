@@ -181,7 +181,7 @@ def table(result: BenchResult) -> Table:
     """The comparison for a person: a row for each contender and number of threads.
 
     Fits 80 columns, where only long labels are folded. The column ``speed`` is relative to the
-    last contender; the caption has every ratio with its spread, and the conditions.
+    last contender; the caption has the first contender's ratios with their spread, and the conditions.
     """
     baseline = result.timings[-1].label
     several = any(timing.label != baseline for timing in result.timings)
@@ -231,7 +231,7 @@ def _caption(result: BenchResult) -> str:
     noise = ", ".join(f"{n.spread:.2f} on {_cores(n.threads)}" for n in result.noise)
     first = result.timings[0]
     lines = [
-        *map(str, result.ratios),
+        *(str(ratio) for ratio in result.ratios if ratio.of == first.label),
         f"{result.machine}; measured FMA peak {result.peak_gflops:.1f} GFLOP/s a core",
         f"quiet-machine check, p95/p5 of equal work: {noise} (quiet: <= {NOISY:.2f})",
         f"{first.rounds} alternating rounds; percentiles over all inferences, ratios over rounds",

@@ -208,7 +208,7 @@ def _one_line(error: Exception) -> str:
 def main() -> None:
     """Serve the parent whose process id is the first argument, on as many cores as the second."""
     parent, threads = map(int, sys.argv[1:])
-    toolchain._die_with_parent(parent)
+    toolchain.die_with_parent(parent)
     confine(fastest_cores(threads))
     # Whatever a library prints must not get between the replies: it goes to stderr.
     replies = os.fdopen(os.dup(1), "wb")

@@ -12,7 +12,8 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -39,6 +40,15 @@ class Output:
     def line(self, text: str) -> None:
         """Print one plain line, unwrapped."""
         self.console.print(escape(text), soft_wrap=True, highlight=False)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Show ``what`` with a spinner while it goes on; nothing where there is no terminal."""
+        if self.console.is_terminal:
+            with self.console.status(escape(what)):
+                yield
+        else:
+            yield
 
     def warn(self, text: str) -> None:
         """Print one warning line on stderr, unwrapped."""

@@ -7,6 +7,7 @@ counts how often each one occurs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class Task:
         flops: floating-point operations of one call.
         weight: calls in one inference.
         candidates: indices into the configuration space that may be tried.
+        default: the candidate that is used where there is no record; None if it is none of them.
         handle: the ``autotvm.task.Task``.
     """
 
@@ -34,6 +36,7 @@ class Task:
     flops: float
     weight: int
     candidates: tuple[int, ...] = field(repr=False)
+    default: int | None
     handle: Any = field(repr=False, compare=False)
 
 
@@ -102,10 +105,25 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
                 flops=float(handle.flop),
                 weight=weight,
                 candidates=tuple(candidates),
+                default=_default_candidate(handle, candidates),
                 handle=handle,
             )
         )
     return tuple(tasks)
+
+
+def _default_candidate(handle: Any, candidates: Sequence[int]) -> int | None:
+    """The candidate with the knobs that the template falls back to."""
+    from tvm import autotvm
+
+    fallback = autotvm.task.space.FallbackConfigEntity()
+    with handle.target, autotvm.task.ApplyConfig(fallback):
+        handle.func(*handle.args)
+    wanted = str(fallback.to_json_dict()["entity"])
+    space = handle.config_space
+    return next(
+        (i for i in candidates if str(space.get(i).to_json_dict()["entity"]) == wanted), None
+    )
 
 
 def _label(name: str, arguments: Any) -> str:

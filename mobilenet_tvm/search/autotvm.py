@@ -38,6 +38,9 @@ class AutoTvmSearcher:
         self._done = dict(done or {})
         self._order = list(task.candidates)
         random.Random(f"{seed}:{task.key}").shuffle(self._order)
+        if task.default is not None:  # first, so that tuning never ends behind not tuning
+            self._order.remove(task.default)
+            self._order.insert(0, task.default)
         self._limit = min(trials, len(self._order))
         self._seed = seed
         self._queue: list[int] = []

@@ -101,6 +101,7 @@ def tune_tasks(
     log: RecordLog,
     budget: Budget,
     progress: Progress,
+    summary: Summary | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Summary:
     """Search every task and append every finished trial to the log.
@@ -112,13 +113,14 @@ def tune_tasks(
         log: open; its records of these tasks are not tried again.
         budget: when to stop.
         progress: told about every trial.
+        summary: filled while the run goes on, for callers that outlive an interrupt.
         clock: seconds; a test may turn it.
 
     Raises:
         DeviceError: nothing succeeded for any task (with the first real error), or the log
             cannot be written. What was measured is in the log.
     """
-    summary = Summary()
+    summary = Summary() if summary is None else summary
     start = clock()
     states = [_resume(task, log.records, make_searcher, summary) for task in tasks]
 
@@ -152,7 +154,7 @@ def tune_tasks(
         while waiting:
             state, *rest = waiting
             share = state.cost_s / sum(other.cost_s for other in waiting)
-            until_s = left_s() * (1.0 - share) if rest else 0.0
+            until_s = 0.0 if budget.time_s is None else left_s() * (1.0 - share)
             while left_s() > max(until_s, 0.0) and one_trial(state):
                 pass
             waiting = rest

@@ -10,12 +10,12 @@ import pytest
 from mobilenet_tvm import frontend, zoo
 from mobilenet_tvm.bench import alternate
 from mobilenet_tvm.bench.__main__ import (
-    _reference,
     artifact_contenders,
     main,
     parse_peers,
     parse_threads,
 )
+from mobilenet_tvm.bench.reference import reference_model
 from mobilenet_tvm.build.compile import compile_model
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
@@ -118,7 +118,7 @@ def test_a_zoo_model_is_built_again_for_its_peers(tmp_path: Path) -> None:
     arguments = {"name": "mobilenet_v1", "alpha": 0.25, "resolution": 128}
     data = zoo.build(**arguments).SerializeToString()
     info = ModelInfo("v1", sha256_bytes(data), zoo=arguments)
-    path, mult_adds = _reference(manifest_of(info), None, tmp_path)
+    path, mult_adds = reference_model(manifest_of(info), None, tmp_path)
     assert path.parent == tmp_path
     assert path.read_bytes() == data
     assert round(mult_adds / 1e6) == 14  # 41 million at 224, of which (128 / 224) ** 2
@@ -132,7 +132,7 @@ def test_mult_adds_of_an_open_batch_are_those_of_the_compiled_batch(tmp_path: Pa
     source.write_bytes(model.SerializeToString())
     digest = sha256_bytes(source.read_bytes())
     info = ModelInfo("v1", digest, path=str(source), batch=2)
-    path, mult_adds = _reference(manifest_of(info), None, tmp_path)
+    path, mult_adds = reference_model(manifest_of(info), None, tmp_path)
     assert path == source
     assert mult_adds == 2 * one
 

@@ -1,0 +1,194 @@
+"""What ``tune`` and ``compile`` share: options of an artifact, and the way to a checked one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mobilenet_tvm import frontend, targets
+from mobilenet_tvm.build import Coverage, compile_model, coverage
+from mobilenet_tvm.build.manifest import Manifest, ModelInfo, Preprocessing
+from mobilenet_tvm.cli.frame import Output, VerbFailedError
+from mobilenet_tvm.cli.options import add_model_options, model_info, resolve_model
+from mobilenet_tvm.errors import CheckFailedError, UsageError
+from mobilenet_tvm.parity import ParityResult, check_artifact
+from mobilenet_tvm.parity.inputs import find_images
+from mobilenet_tvm.records import Record, Task, extract_tasks
+from mobilenet_tvm.targets import Preset
+
+
+def add_artifact_options(parser: argparse.ArgumentParser) -> None:
+    """Add the model, the target, and what goes into the manifest."""
+    add_model_options(parser)
+    parser.add_argument(
+        "--target",
+        default="x86",
+        metavar="PRESET",
+        help=f"what to compile for: {', '.join(targets.names())} (default: x86, this machine)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="folder of the artifact and of tuning_logs/ (default: out)",
+    )
+    parser.add_argument(
+        "--require-tuned",
+        action="store_true",
+        help="fail (exit 1) when a task has no tuning record",
+    )
+    group = parser.add_argument_group("parity and preprocessing")
+    group.add_argument(
+        "--images", type=Path, metavar="DIR", help="photos for the parity check, beside noise"
+    )
+    group.add_argument("--no-check", action="store_true", help="skip the parity check")
+    group.add_argument(
+        "--labels", type=Path, metavar="FILE", help="class labels for the manifest, one a line"
+    )
+    group.add_argument(
+        "--mean", type=_channels, metavar="R,G,B", help="of the pixels in 0-1 (default: 0.5)"
+    )
+    group.add_argument(
+        "--std", type=_channels, metavar="R,G,B", help="of the pixels in 0-1 (default: 0.5)"
+    )
+    group.add_argument(
+        "--color", choices=("RGB", "BGR"), default="RGB", help="channel order (default: RGB)"
+    )
+
+
+def _channels(text: str) -> tuple[float, ...]:
+    values = tuple(float(part) for part in text.split(","))
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise ValueError
+    return values
+
+
+_channels.__name__ = "one or three numbers"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model on its way to an artifact, resolved once and for all from the arguments."""
+
+    relay: frontend.RelayModel
+    info: ModelInfo
+    preset: Preset
+    tasks: tuple[Task, ...]
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...] | None
+    folder: Path
+
+    @property
+    def artifact(self) -> Path:
+        """``<folder>/<model>.<preset>.so``."""
+        return self.folder / f"{self.info.name}.{self.preset.name}.so"
+
+    @property
+    def log(self) -> Path:
+        """``<folder>/tuning_logs/<preset>/<model>.autotvm.jsonl``."""
+        return self.folder / "tuning_logs" / self.preset.name / f"{self.info.name}.autotvm.jsonl"
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Read and import the model, and find its tasks.
+
+    Raises:
+        UsageError: the model, the target or the labels cannot be used.
+    """
+    preset = targets.resolve(args.target)
+    labels = read_labels(args.labels) if args.labels else None
+    clean = resolve_model(args)
+    relay = frontend.to_relay(clean)
+    return Job(
+        relay=relay,
+        info=model_info(args, clean),
+        preset=preset,
+        tasks=extract_tasks(relay.module, preset),
+        preprocessing=_preprocessing(args, relay),
+        labels=labels,
+        folder=args.output,
+    )
+
+
+def _preprocessing(args: argparse.Namespace, relay: frontend.RelayModel) -> Preprocessing | None:
+    guess = frontend.guess_preprocessing(relay.inputs)
+    if guess is None:
+        if args.mean or args.std:
+            raise UsageError("--mean and --std: the model's input is no [N, 3, H, W] image")
+        return None
+    return msgspec.structs.replace(
+        guess, color=args.color, mean=args.mean or guess.mean, std=args.std or guess.std
+    )
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class labels, one a line.
+
+    Raises:
+        UsageError: the file cannot be read or is empty.
+    """
+    try:
+        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the labels {path}: {error}") from None
+    if not any(labels):
+        raise UsageError(f"{path} has no labels: write one a line")
+    return labels
+
+
+def compile_and_check(
+    job: Job, best: dict[str, Record], args: argparse.Namespace, out: Output
+) -> tuple[Manifest, ParityResult | None, dict[str, Any]]:
+    """Compile with the best records, check parity, and say both in a line each.
+
+    Returns:
+        The manifest, the parity result (None with ``--no-check``), and both for ``--json``.
+
+    Raises:
+        CheckFailedError: ``--require-tuned``, and a task has no record.
+        VerbFailedError: parity failed; the artifact is there and marked as failed.
+    """
+    covered: Coverage = coverage(job.tasks, best)
+    if args.require_tuned and not covered:
+        shown = "; ".join(covered.missing[:3]) + ("; ..." if len(covered.missing) > 3 else "")
+        raise CheckFailedError(f"{covered}, and --require-tuned was given: no record for {shown}")
+    images: Sequence[Path] = find_images(args.images) if args.images else ()
+    with out.working(f"compiling {job.info.name} for {job.preset.name}"):
+        manifest = compile_model(
+            job.relay,
+            job.preset,
+            job.artifact,
+            info=job.info,
+            tasks=job.tasks,
+            best=best,
+            preprocessing=job.preprocessing,
+            labels=job.labels,
+        )
+    out.line(f"artifact  {job.artifact} ({job.artifact.stat().st_size / 1e6:.1f} MB), {covered}")
+    payload: dict[str, Any] = {
+        "artifact": str(job.artifact),
+        "preset": job.preset.name,
+        "tuned": covered.tuned,
+        "tasks": covered.tasks,
+        "parity": None,
+    }
+    if args.no_check or not job.preset.runs_here():
+        why = "--no-check" if args.no_check else f"{job.preset.name} does not run on this machine"
+        out.line(f"parity    not checked: {why}")
+        return manifest, None, payload
+    with out.working("checking parity"):
+        parity = check_artifact(job.artifact, images=images, warn=out.warn)
+    payload["parity"] = parity.as_dict()
+    if not parity:
+        raise VerbFailedError(parity.summary(), payload)
+    out.line(f"parity    {parity.summary()}")
+    return manifest, parity, payload
