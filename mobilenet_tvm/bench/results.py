@@ -181,7 +181,7 @@ def table(result: BenchResult) -> Table:
     """The comparison for a person: a row for each contender and number of threads.
 
     Fits 80 columns, where only long labels are folded. The column ``speed`` is relative to the
-    last contender; the caption has the first contender's ratios with their spread, and the conditions.
+    last contender; the caption has the first one's ratios with spread, and the conditions.
     """
     baseline = result.timings[-1].label
     several = any(timing.label != baseline for timing in result.timings)

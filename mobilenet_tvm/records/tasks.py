@@ -119,11 +119,18 @@ def _default_candidate(handle: Any, candidates: Sequence[int]) -> int | None:
     fallback = autotvm.task.space.FallbackConfigEntity()
     with handle.target, autotvm.task.ApplyConfig(fallback):
         handle.func(*handle.args)
-    wanted = str(fallback.to_json_dict()["entity"])
     space = handle.config_space
-    return next(
-        (i for i in candidates if str(space.get(i).to_json_dict()["entity"]) == wanted), None
-    )
+    wanted = _knobs(fallback, space)
+    return next((i for i in candidates if _knobs(space.get(i), space) == wanted), None)
+
+
+def _knobs(config: Any, space: Any) -> dict[str, Any]:
+    """Values of a configuration's knobs; of a split all but the first, which follows."""
+    values = {}
+    for name in space.space_map:
+        entity = config[name]
+        values[name] = tuple(entity.size[1:]) if hasattr(entity, "size") else entity.val
+    return values
 
 
 def _label(name: str, arguments: Any) -> str:
