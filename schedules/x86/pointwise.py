@@ -37,7 +37,9 @@ def _define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
     because AutoTVM's cost model learns from their values.
     """
     limit = max_accumulators()
-    cfg.define_knob("chunks", [chunks for chunks in (1, 2, 4) if out_chunks % chunks == 0])
+    # One pixel needs many channel blocks to keep the FMA units busy.
+    chunk_choices = divisors(out_chunks, 8 if height * width < 8 else 4)
+    cfg.define_knob("chunks", chunk_choices)
     cfg.define_knob("rows", [rows for rows in (1, 2) if rows <= height])
     cfg.define_knob("columns", divisors(width, limit))
     cfg.define_knob("band", sorted({1, max(height // 8, 1), max(height // 2, 1)}))
@@ -53,7 +55,7 @@ def _define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
     if cfg.is_fallback:
         # Untuned: one channel block by the widest row tile in half the registers.
         columns = divisors(width, max(limit // 2, 4))[-1]
-        chunks = next(c for c in (4, 2, 1) if out_chunks % c == 0) if columns < 4 else 1
+        chunks = chunk_choices[-1] if columns < 4 else 1
         values = {"chunks": chunks, "rows": 1, "columns": columns, "band": 1, "pixels_outer": 0}
         for name, value in values.items():
             cfg[name] = OtherOptionEntity(value)

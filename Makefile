@@ -1,0 +1,35 @@
+# Two commands for a fresh machine: `make tune` and `make test`. Both set everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUDGET ?= 4m
+
+.PHONY: tune test setup lint smoke clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $(READY)
+
+setup: $(READY)
+
+# The main job: tune MobileNet V1 1.0-224 for this CPU, then compile, check and measure it.
+tune: $(READY)
+	$(BIN)/python -m mobilenet_tvm.tune --target x86 --time-budget $(BUDGET)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Seconds, not minutes: before every commit.
+smoke: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow" -x
+
+clean:
+	rm -rf $(VENV) out
