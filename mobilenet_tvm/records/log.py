@@ -7,6 +7,8 @@ which the next run drops with a warning; a full disk takes the cut line back at 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -53,35 +55,39 @@ def parse_line(line: str) -> Record:
     try:
         msgspec.json.decode(line)
         decoded = decode(line, "json")
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if decoded is None:
+            raise ValueError("a record of an older TVM")
+        given, result = decoded
+        cost_s = None if result.error_no else median(float(cost) for cost in result.costs)
+        record = Record(
+            key=workload_key(given.task.workload),
+            config=int(given.config.index),
+            cost_s=cost_s,
+            error=int(result.error_no),
+            line=line,
+        )
+    # Whatever TVM raises where a field is missing or has another type.
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(str(error)) from None
-    if decoded is None:
-        raise ValueError("a record of an older TVM")
-    given, result = decoded
-    failed = result.error_no != 0
-    return Record(
-        key=workload_key(given.task.workload),
-        config=int(given.config.index),
-        cost_s=None if failed else median(float(cost) for cost in result.costs),
-        error=int(result.error_no),
-        line=line,
-    )
+    if cost_s is not None and not cost_s > 0:
+        raise ValueError(f"it took {cost_s} seconds")
+    return record
 
 
 def read_log(path: Path, warn: Callable[[str], None]) -> list[Record]:
     """All records of a log, oldest first. Lines that are no records are named and left out.
 
     Raises:
-        UsageError: the file is not there or is no text.
+        UsageError: the file is not there or cannot be read.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         raise UsageError(f"no log at {path}: make one with python -m mobilenet_tvm.tune") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the log {path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the log {path}: {error.strerror}") from None
     records, bad = [], []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -136,6 +142,9 @@ class RecordLog:
             self._drop_cut_line()
             if self.path.exists():
                 self.records = read_log(self.path, self._warn)
+        except OSError as error:
+            self._lock.release()
+            raise UsageError(f"cannot write {self.path}: {error.strerror}") from None
         except BaseException:
             self._lock.release()
             raise
@@ -176,23 +185,33 @@ class RecordLog:
         """
         record = parse_line(line)
         data = line.rstrip("\n").encode() + b"\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            size = os.fstat(descriptor).st_size
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                written = os.write(descriptor, data)
-                if written != len(data):
-                    raise OSError(28, "No space left on device")
-            except OSError as error:
-                os.ftruncate(descriptor, size)
-                raise DeviceError(
-                    f"cannot add to {self.path}: {error.strerror}; all earlier trials are kept: "
-                    "make room and run the same command again"
-                ) from None
-        finally:
-            os.close(descriptor)
+                _write_whole(descriptor, data)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DeviceError(
+                f"cannot add to {self.path}: {error.strerror}; all earlier trials are kept: "
+                "make room and run the same command again"
+            ) from None
         self.records.append(record)
         return record
+
+
+def _write_whole(descriptor: int, data: bytes) -> None:
+    """Append ``data``, or leave the file as it was and raise ``OSError``."""
+    size = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, data)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        # What cannot be taken back is a cut line, which the next run drops.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
 
 
 def log_digest_text(records: Sequence[Record]) -> bytes:

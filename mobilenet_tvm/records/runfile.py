@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.errors import DeviceError, UsageError
 
 FORMAT_VERSION = 1
 
@@ -46,20 +46,39 @@ def read_run(log: Path) -> RunInfo | None:
     """The run file of a log, or None when it has none.
 
     Raises:
-        UsageError: it is damaged.
+        UsageError: it is damaged, cannot be read, or is of another version.
     """
     path = run_path(log)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunInfo)
+        run = msgspec.json.decode(path.read_bytes(), type=RunInfo)
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # msgspec's own errors, and bytes that are no UTF-8
         raise UsageError(f"{path} is damaged ({error}): delete it, or use --fresh") from None
+    if run.format_version != FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has format {run.format_version}, this version reads {FORMAT_VERSION}: "
+            "use --fresh"
+        )
+    return run
 
 
 def write_run(log: Path, run: RunInfo) -> None:
-    """Write the run file of a log, whole or not at all."""
+    """Write the run file of a log, whole or not at all.
+
+    Raises:
+        DeviceError: the disk is full or failed.
+    """
     path = run_path(log)
     temporary = path.with_suffix(".json.tmp")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DeviceError(
+            f"cannot write {path}: {error.strerror}; all trials in the log are kept: make room "
+            "and run the same command again"
+        ) from None
