@@ -10,7 +10,7 @@ from onnx import helper, inliner
 
 from mobilenet_tvm.build.manifest import TensorSpec
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.frontend import convs, shapes
+from mobilenet_tvm.frontend import convs, dense, shapes
 from mobilenet_tvm.frontend.model import Model, opset
 from mobilenet_tvm.frontend.operators import reject_unsupported
 
@@ -59,6 +59,7 @@ def clean(
     proto = shapes.infer_shapes(proto)
     convs.resolve_auto_pad(proto.graph)
     convs.fold_batch_norm(proto.graph)
+    dense.dense_to_pointwise(proto.graph)
     proto = shapes.infer_shapes(proto)
     return CleanModel(
         original=model,
