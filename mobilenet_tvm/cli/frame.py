@@ -2,19 +2,25 @@
 
 A verb is ``run(args, out) -> payload``: the payload is the one JSON object that ``--json``
 prints on stdout; all else goes to ``out``, which writes to stderr when ``--json`` is given.
+A verb that fails under ``--json`` prints one object as well, with ``error`` and ``exit_code``.
 Exit status: 0 done; 1 a check failed; 2 bad usage or input; 3 the device or a worker failed
-for good; 130 on Ctrl-C.
+for good, or a bug of ours; 130 on Ctrl-C or SIGTERM; 141 when the reader of the output went
+away, as for any Unix tool.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,6 +30,17 @@ from rich.markup import escape
 from rich_argparse import RichHelpFormatter
 
 from mobilenet_tvm.errors import MobilenetTvmError
+
+INTERRUPTED = 130
+READER_GONE = 141
+
+
+class _Console(Console):
+    """A console that leaves it to ``run_verb`` what a broken pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich inside its handler; its own version ends with status 1."""
+        raise
 
 
 @dataclass(frozen=True)
@@ -45,7 +62,8 @@ class Output:
     def working(self, what: str) -> Iterator[None]:
         """Show ``what`` with a spinner while it goes on; nothing where there is no terminal."""
         if self.console.is_terminal:
-            with self.console.status(escape(what)):
+            # Drawing takes time from the cores, which may be measuring.
+            with self.console.status(escape(what), refresh_per_second=1):
                 yield
         else:
             yield
@@ -83,35 +101,94 @@ def run_verb(
     common.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
     args = parser.parse_args(argv)
 
-    errors = Console(stderr=True)
-    out = Output(errors if args.json else Console(), errors, args.verbose)
-
     def on_sigterm(_signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        _print_json(args.json, run(args, out))
-    except KeyboardInterrupt:
-        errors.print("[yellow]interrupted[/]: everything measured so far is kept", soft_wrap=True)
-        return 130
+        text, status = _run(args, run)
+        if args.json:
+            sys.stdout.write(text + "\n")
+        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our stdout went away (`... | head`); there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MobilenetTvmError as error:
-        if isinstance(error, VerbFailedError):
-            _print_json(args.json, error.payload)
-        if args.verbose:
-            errors.print_exception()
-        errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return error.exit_code
+        # The reader went away (`... | head`); there is nobody left to tell.
+        _silence(sys.stdout)
+        _silence(sys.stderr)
+        return READER_GONE
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return 0
+    return status
 
 
-def _print_json(wanted: bool, payload: dict[str, Any]) -> None:
-    if wanted:
-        sys.stdout.write(msgspec.json.encode(payload).decode() + "\n")
+def _run(
+    args: argparse.Namespace, run: Callable[[argparse.Namespace, Output], dict[str, Any]]
+) -> tuple[str, int]:
+    """Run the verb, say on stderr what went wrong; its payload as JSON and the exit status."""
+    errors = _Console(stderr=True)
+    out = Output(errors if args.json else _Console(), errors, args.verbose)
+    try:
+        with _stdout_to_stderr() if args.json else contextlib.nullcontext():
+            payload = run(args, out)
+        return _json(payload), 0
+    except KeyboardInterrupt:
+        errors.print("[yellow]interrupted[/]")
+        return _json({"error": "interrupted", "exit_code": INTERRUPTED}), INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        message, exit_code = _explain(error)
+        if args.verbose:
+            errors.print_exception()
+        errors.print(f"[red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+        payload = error.payload if isinstance(error, VerbFailedError) else {}
+        return _json({**payload, "error": message, "exit_code": exit_code}), exit_code
+
+
+def _json(payload: dict[str, Any]) -> str:
+    return msgspec.json.encode(payload).decode()
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line for a person, and the exit status."""
+    if isinstance(error, MobilenetTvmError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a folder we may not write
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}", 3
+    if isinstance(error, MemoryError):
+        return "out of memory", 3
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    said = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+    return (
+        f"a bug in mobilenet_tvm: {type(error).__name__} at {Path(last.filename).name}:"
+        f"{last.lineno}{': ' if said else ''}{said[:300]}; run the command again with -v and "
+        "please report the traceback"
+    ), 3
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """What anybody prints meanwhile goes to stderr, native code included."""
+    sys.stdout.flush()
+    try:
+        descriptor = sys.stdout.fileno()
+    except (io.UnsupportedOperation, AttributeError):  # replaced, by a test for one
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        return
+    kept = os.dup(descriptor)
+    os.dup2(sys.stderr.fileno(), descriptor)
+    try:
+        yield
+    finally:
         sys.stdout.flush()
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
+def _silence(stream: Any) -> None:
+    """Let the interpreter's last flush of a broken stream go nowhere."""
+    with contextlib.suppress(io.UnsupportedOperation, AttributeError, OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
