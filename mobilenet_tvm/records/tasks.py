@@ -23,7 +23,7 @@ class Task:
 
     Attributes:
         key: TVM's workload as text; equal for equal kernels of any model.
-        label: for people: ``depthwise 3x3/2 64x112x112``.
+        label: for people: ``depthwise 3x3/2 64 @ 112x112``.
         flops: floating-point operations of one call.
         weight: calls in one inference.
         candidates: indices into the configuration space that may be tried.
@@ -134,7 +134,7 @@ def _knobs(config: Any, space: Any) -> dict[str, Any]:
 
 
 def _label(name: str, arguments: Any) -> str:
-    """``depthwise 3x3/2 64x112x112``: kind, kernel/stride, input channels x height x width."""
+    """``depthwise 3x3/2 64 @ 112x112``: kind, kernel/stride, channels, input height x width."""
     data, kernel = arguments[0][1], arguments[1][1]
     if name.startswith("dense"):
         return f"{name.removesuffix('.x86')} {data[1]}->{kernel[0]}"
