@@ -8,6 +8,11 @@ Three things make it fast where TVM's stock template (topi/x86/depthwise_conv2d.
 - The tile's sums stay in registers and the epilogue (bias, ReLU6, residual) is applied to
   them there: nothing is written but the output.
 - One vector is one channel block, so no lane is ever idle or permuted.
+
+The zero weight has one price: 0 * Inf is NaN, so where a border row holds an Inf, the outputs
+whose window hangs over that border are NaN where the mathematics says Inf. A finite output
+never becomes NaN that way, for a window that meets the image at all holds the border row it
+hangs over; only padding as tall as the kernel makes windows that do not, and those are not ours.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ pixels do not fit L2 and the weights do (the 112x112 layers).
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 from tvm import autotvm, te
@@ -38,27 +40,34 @@ def _define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
     """
     limit = max_accumulators()
     # One pixel needs many channel blocks to keep the FMA units busy.
-    chunk_choices = divisors(out_chunks, 8 if height * width < 8 else 4)
-    cfg.define_knob("chunks", chunk_choices)
-    cfg.define_knob("rows", [rows for rows in (1, 2) if rows <= height])
-    cfg.define_knob("columns", divisors(width, limit))
+    tile = {
+        "chunks": divisors(out_chunks, 8 if height * width < 8 else 4),
+        "rows": [rows for rows in (1, 2) if rows <= height],
+        "columns": divisors(width, limit),
+    }
+    for knob, values in tile.items():
+        cfg.define_knob(knob, values)
     cfg.define_knob("band", sorted({1, max(height // 8, 1), max(height // 2, 1)}))
     cfg.define_knob("pixels_outer", [0, 1])
 
+    # Fewer than four sums cannot hide the latency of an FMA, unless there are no more: a prime
+    # width above the limit and an odd number of blocks leave tiles of one or two.
+    sizes = (math.prod(sizes) for sizes in itertools.product(*tile.values()))
+    fewest = min(4, max(size for size in sizes if size <= limit))
+
     def keep(entity: Any) -> bool:
         sums = entity["chunks"].val * entity["rows"].val * entity["columns"].val
-        # Fewer than four sums cannot hide the latency of an FMA, unless there are no more.
-        return bool(sums <= limit and (sums >= 4 or entity["columns"].val == width))
+        return bool(sums <= limit and (sums >= fewest or entity["columns"].val == width))
 
     if isinstance(cfg, ConfigSpace):
         cfg.multi_filter(keep)
     if cfg.is_fallback:
         # Untuned: one channel block by the widest row tile in half the registers.
         columns = divisors(width, max(limit // 2, 4))[-1]
-        chunks = chunk_choices[-1] if columns < 4 else 1
-        values = {"chunks": chunks, "rows": 1, "columns": columns, "band": 1, "pixels_outer": 0}
-        for name, value in values.items():
-            cfg[name] = OtherOptionEntity(value)
+        chunks = tile["chunks"][-1] if columns < 4 else 1
+        default = {"chunks": chunks, "rows": 1, "columns": columns, "band": 1, "pixels_outer": 0}
+        for knob, value in default.items():
+            cfg[knob] = OtherOptionEntity(value)
 
 
 @autotvm.register_topi_compute(TASK)

@@ -52,10 +52,13 @@ def _kind(attrs: Any, data: Any, kernel: Any, target: Any) -> str | None:
     dilation = tuple(int(d) for d in attrs.dilation)
     channels = data_shape[1] * (data_shape[4] if len(data_shape) == 5 else 1)
     filters = kernel_shape[0] * (kernel_shape[5] if len(kernel_shape) == 6 else 1)
-    if attrs.groups == channels == filters and attrs.groups > 1 and dilation == (1, 1):
-        return "depthwise"
-    strides = tuple(int(s) for s in attrs.strides)
     pads = get_pad_tuple(attrs.get_int_tuple("padding"), kernel_shape[2:4])
+    if attrs.groups == channels == filters and attrs.groups > 1 and dilation == (1, 1):
+        # Hand-written Relay may give data and weights different blocks; TVM's template copes.
+        same_block = len(data_shape) == 4 or data_shape[4] == kernel_shape[5]
+        meets_image = max(pads[0], pads[2]) < kernel_shape[2]  # why: see depthwise.py
+        return "depthwise" if same_block and meets_image else None
+    strides = tuple(int(s) for s in attrs.strides)
     if attrs.groups == 1 and kernel_shape[2:4] == (1, 1) and strides == (1, 1) and not any(pads):
         return "pointwise"
     return None
