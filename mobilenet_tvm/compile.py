@@ -35,17 +35,19 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """
     with out.working("importing the model"):
         job = artifact.prepare(args)
-    best = best_records(_records(args.logs, job.log, out))
+    best = best_records(_records(args, job.log, out))
     return artifact.compile_and_check(job, best, args, out)[2]
 
 
-def _records(logs: Sequence[Path] | None, default: Path, out: Output) -> list[Record]:
+def _records(args: argparse.Namespace, default: Path, out: Output) -> list[Record]:
+    logs: Sequence[Path] | None = args.logs
     if logs is None:
         if not default.exists():
-            out.warn(
-                f"no log at {default}: compiling with untuned schedules; tune first with "
-                "python -m mobilenet_tvm.tune, or name a log with --logs"
-            )
+            if not args.require_tuned:  # that has its own words for it
+                out.warn(
+                    f"no log at {default}: compiling with untuned schedules; tune first with "
+                    "python -m mobilenet_tvm.tune, or name a log with --logs"
+                )
             return []
         logs = [default]
     found: list[Record] = []

@@ -17,7 +17,7 @@ from mobilenet_tvm.build import compile_model
 from mobilenet_tvm.build.manifest import LatencyInfo, Manifest, read_manifest, write_manifest
 from mobilenet_tvm.cli import artifact
 from mobilenet_tvm.cli.artifact import Job
-from mobilenet_tvm.cli.frame import Output, run_verb
+from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import parse_duration
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records import (
@@ -107,11 +107,14 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             f"{job.preset.name} cannot be tuned on this machine ({targets.cpu_name()}): use "
             "python -m mobilenet_tvm.compile with a log from a machine that can"
         )
-    if args.fresh:
-        _set_aside(job.log)
     records, summary = _search(job, args, out)
-    manifest, _, payload = artifact.compile_and_check(job, best_records(records), args, out)
-    payload |= {"log": str(job.log), "search": dataclasses.asdict(summary)}
+    searched = {"log": str(job.log), "search": dataclasses.asdict(summary)}
+    try:
+        manifest, _, payload = artifact.compile_and_check(job, best_records(records), args, out)
+    except VerbFailedError as error:
+        error.payload |= searched
+        raise
+    payload |= searched
     if not args.no_bench:
         payload["bench"] = _measure(job, manifest, args, out)
     return payload
@@ -119,17 +122,23 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 def _search(job: Job, args: argparse.Namespace, out: Output) -> tuple[list[Record], Summary]:
     """The tuning run, with its log and its run file."""
-    _refuse_foreign(job)
+    if not args.fresh:
+        _refuse_foreign(job)
     console = out.console
     progress = RichProgress(console) if console.is_terminal else PlainProgress(console)
     measurer = LocalMeasurer()
     with RecordLog(job.log, out.warn) as log:
+        if args.fresh:  # now that no other run can be writing it
+            _set_aside(job.log)
+            log.records.clear()
         keys = {task.key for task in job.tasks}
         known = sum(record.key in keys for record in log.records)
         if known:
             out.line(f"resuming  {job.log}: {known} finished trials are not repeated")
         earlier = read_run(job.log)
         summary = Summary()
+        # At once, so that even after a kill -9 the log says which machine it is of.
+        _write_run_file(job, args, log, summary, earlier)
         try:
             with progress:
                 tune_tasks(
@@ -143,6 +152,12 @@ def _search(job: Job, args: argparse.Namespace, out: Output) -> tuple[list[Recor
                     progress=progress,
                     summary=summary,
                 )
+        except KeyboardInterrupt:
+            out.line(
+                f"{job.log}: {len(log.records)} finished trials are kept; run the same "
+                "command again to go on"
+            )
+            raise
         finally:
             measurer.close()
             _write_run_file(job, args, log, summary, earlier)
@@ -174,8 +189,6 @@ def _set_aside(log: Path) -> None:
 def _write_run_file(
     job: Job, args: argparse.Namespace, log: RecordLog, summary: Summary, earlier: RunInfo | None
 ) -> None:
-    if not log.records:
-        return
     write_run(
         job.log,
         RunInfo(

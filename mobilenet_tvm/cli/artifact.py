@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def add_artifact_options(parser: argparse.ArgumentParser) -> None:
         "--mean", type=_channels, metavar="R,G,B", help="of the pixels in 0-1 (default: 0.5)"
     )
     group.add_argument(
-        "--std", type=_channels, metavar="R,G,B", help="of the pixels in 0-1 (default: 0.5)"
+        "--std", type=_deviations, metavar="R,G,B", help="of the pixels in 0-1 (default: 0.5)"
     )
     group.add_argument(
         "--color", choices=("RGB", "BGR"), default="RGB", help="channel order (default: RGB)"
@@ -67,12 +67,21 @@ def _channels(text: str) -> tuple[float, ...]:
     values = tuple(float(part) for part in text.split(","))
     if len(values) == 1:
         values *= 3
-    if len(values) != 3:
+    if len(values) != 3 or not all(map(math.isfinite, values)):
         raise ValueError
     return values
 
 
+def _deviations(text: str) -> tuple[float, ...]:
+    values = _channels(text)
+    if min(values) <= 0:  # pixels are divided by them
+        raise ValueError
+    return values
+
+
+# argparse names the type by its __name__: "invalid one or three numbers value: 'x'".
 _channels.__name__ = "one or three numbers"
+_deviations.__name__ = "one or three positive numbers"
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Job:
     tasks: tuple[Task, ...]
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None
+    images: tuple[Path, ...]
     folder: Path
 
     @property
@@ -102,12 +112,15 @@ def prepare(args: argparse.Namespace) -> Job:
     """Read and import the model, and find its tasks.
 
     Raises:
-        UsageError: the model, the target or the labels cannot be used.
+        UsageError: the model, the target, the photos or the labels cannot be used.
     """
+    # All that can be wrong is found here, not after the search.
     preset = targets.resolve(args.target)
     labels = read_labels(args.labels) if args.labels else None
+    images = tuple(find_images(args.images)) if args.images else ()
     clean = resolve_model(args)
     relay = frontend.to_relay(clean)
+    _refuse_misfit(labels, relay)
     return Job(
         relay=relay,
         info=model_info(args, clean),
@@ -115,8 +128,19 @@ def prepare(args: argparse.Namespace) -> Job:
         tasks=extract_tasks(relay.module, preset),
         preprocessing=_preprocessing(args, relay),
         labels=labels,
+        images=images,
         folder=args.output,
     )
+
+
+def _refuse_misfit(labels: tuple[str, ...] | None, relay: frontend.RelayModel) -> None:
+    """Labels that are one off name every class wrongly."""
+    for output in relay.outputs:
+        if labels is not None and len(labels) != output.shape[-1]:
+            raise UsageError(
+                f"--labels has {len(labels)} lines and the model's output {output.name} "
+                f"{output.shape[-1]} classes: give one line a class, the background's included"
+            )
 
 
 def _preprocessing(args: argparse.Namespace, relay: frontend.RelayModel) -> Preprocessing | None:
@@ -160,8 +184,10 @@ def compile_and_check(
     covered: Coverage = coverage(job.tasks, best)
     if args.require_tuned and not covered:
         shown = "; ".join(covered.missing[:3]) + ("; ..." if len(covered.missing) > 3 else "")
-        raise CheckFailedError(f"{covered}, and --require-tuned was given: no record for {shown}")
-    images: Sequence[Path] = find_images(args.images) if args.images else ()
+        raise CheckFailedError(
+            f"{covered}, and --require-tuned was given: no record for {shown}: tune first with "
+            "python -m mobilenet_tvm.tune, or name its log with --logs"
+        )
     with out.working(f"compiling {job.info.name} for {job.preset.name}"):
         manifest = compile_model(
             job.relay,
@@ -186,9 +212,9 @@ def compile_and_check(
         out.line(f"parity    not checked: {why}")
         return manifest, None, payload
     with out.working("checking parity"):
-        parity = check_artifact(job.artifact, images=images, warn=out.warn)
+        parity = check_artifact(job.artifact, images=job.images, warn=out.warn)
     payload["parity"] = parity.as_dict()
     if not parity:
         raise VerbFailedError(parity.summary(), payload)
-    out.line(f"parity    {parity.summary()}")
+    out.line(f"parity    {parity.summary().removeprefix('parity ')}")
     return manifest, parity, payload
