@@ -133,10 +133,68 @@ def test_an_interrupt_is_130_with_one_object(capsys):
     assert captured.err == "on the way\ninterrupted\n"
 
 
-def test_sigterm_is_handled_only_while_a_verb_runs(capsys):
-    before = signal.getsignal(signal.SIGTERM)
+def test_signals_are_handled_only_while_a_verb_runs(capsys):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
     assert verb(lambda args, out: os.kill(os.getpid(), signal.SIGTERM) or {}) == 130
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_an_ignored_sigint_stays_ignored(capsys):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert verb(lambda args, out: os.kill(os.getpid(), signal.SIGINT) or {}) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+IN_TVM = """
+import os, signal, sys, time
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.cli.frame import run_verb
+toolchain.activate()
+import tvm
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def callback():
+    press()
+    return 1
+
+class Dropped:
+    def __del__(self):
+        press()
+
+def drop():
+    for _ in range(1000):
+        Dropped()
+        time.sleep(0.001)
+    return 1
+
+def swallowed():
+    try:
+        tvm.runtime.convert(callback)()
+    except Exception as error:
+        raise ValueError("the model cannot be imported") from None
+
+def run(args, out):
+    {body}
+    out.line("went on")
+    return {{}}
+sys.exit(run_verb("test", "", lambda parser: None, run))
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["tvm.runtime.convert(callback)()", "tvm.runtime.convert(drop)()", "drop()", "swallowed()"],
+)
+def test_an_interrupt_inside_tvm_is_not_lost(body):
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TVM.format(body=body)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_a_bad_option_is_2(capsys):

@@ -14,14 +14,12 @@ import argparse
 import contextlib
 import io
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -29,6 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich_argparse import RichHelpFormatter
 
+from mobilenet_tvm.cli.interrupts import Interrupts, interruptible
 from mobilenet_tvm.errors import MobilenetTvmError
 
 INTERRUPTED = 130
@@ -101,10 +100,6 @@ def run_verb(
     common.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
     args = parser.parse_args(argv)
 
-    def on_sigterm(_signum: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:
         text, status = _run(args, run)
         if args.json:
@@ -115,8 +110,6 @@ def run_verb(
         _silence(sys.stdout)
         _silence(sys.stderr)
         return READER_GONE
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return status
 
 
@@ -126,16 +119,17 @@ def _run(
     """Run the verb, say on stderr what went wrong; its payload as JSON and the exit status."""
     errors = _Console(stderr=True)
     out = Output(errors if args.json else _Console(), errors, args.verbose)
+    interrupts = Interrupts()
     try:
-        with _stdout_to_stderr() if args.json else contextlib.nullcontext():
+        with interruptible() as interrupts, _stdout_for_json(args.json):
             payload = run(args, out)
         return _json(payload), 0
-    except KeyboardInterrupt:
-        errors.print("[yellow]interrupted[/]")
-        return _json({"error": "interrupted", "exit_code": INTERRUPTED}), INTERRUPTED
     except BrokenPipeError:
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupts.seen or isinstance(error, KeyboardInterrupt):
+            errors.print("[yellow]interrupted[/]")
+            return _json({"error": "interrupted", "exit_code": INTERRUPTED}), INTERRUPTED
         message, exit_code = _explain(error)
         if args.verbose:
             errors.print_exception()
@@ -167,8 +161,11 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def _stdout_for_json(wanted: bool) -> Iterator[None]:
     """What anybody prints meanwhile goes to stderr, native code included."""
+    if not wanted:
+        yield
+        return
     sys.stdout.flush()
     try:
         descriptor = sys.stdout.fileno()
