@@ -1,0 +1,166 @@
+"""Build one of our templates alone and run it beside a plain numpy reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from mobilenet_tvm import targets, toolchain
+from mobilenet_tvm.targets import Preset
+
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture(params=("x86-avx512", "x86-avx2", "x86-sse42"))
+def preset(request: pytest.FixtureRequest) -> Preset:
+    """Every x86 preset that this machine can run."""
+    found = targets.resolve(request.param)
+    if not found.runs_here():
+        missing = ", ".join(targets.missing_features(found.cpu_features))
+        pytest.skip(f"this machine cannot run {request.param}: it lacks {missing}")
+    return found
+
+
+def depthwise_reference(
+    data: Array, weight: Array, stride: int, padding: tuple[int, int, int, int]
+) -> Array:
+    """``[N, C, H, W]``, ``[C, 1, K, K]`` -> ``[N, C, OH, OW] float64``."""
+    top, left, bottom, right = padding
+    padded = np.pad(data.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
+    size = weight.shape[2]
+    height = (padded.shape[2] - size) // stride + 1
+    width = (padded.shape[3] - size) // stride + 1
+    out = np.zeros((*data.shape[:2], height, width))
+    for y in range(size):
+        for x in range(size):
+            window = padded[:, :, y : y + height * stride : stride, x : x + width * stride : stride]
+            out += (
+                window[:, :, :height, :width] * weight[:, 0, y, x].astype(np.float64)[:, None, None]
+            )
+    return out
+
+
+def pointwise_reference(data: Array, weight: Array) -> Array:
+    """``[N, C, H, W]``, ``[K, C, 1, 1]`` -> ``[N, K, H, W] float64``."""
+    return np.einsum("nchw,kc->nkhw", data.astype(np.float64), weight[:, :, 0, 0].astype(float))
+
+
+def _blocked(array: Array, block: int) -> Array:
+    """``[N, C, H, W]`` -> ``[N, C/x, H, W, x]``."""
+    n, c, h, w = array.shape
+    return np.ascontiguousarray(array.reshape(n, c // block, block, h, w).transpose(0, 1, 3, 4, 2))
+
+
+def _plain(array: Array) -> Array:
+    """``[N, C/x, H, W, x]`` -> ``[N, C, H, W]``."""
+    n, c, h, w, x = array.shape
+    return array.transpose(0, 1, 4, 2, 3).reshape(n, c * x, h, w)
+
+
+class Kernel:
+    """One template at one workload, as the tuner builds it: blocked in, blocked out."""
+
+    def __init__(
+        self,
+        kind: str,
+        preset: Preset,
+        data_shape: tuple[int, ...],
+        weight_shape: tuple[int, ...],
+        stride: int = 1,
+        padding: tuple[int, ...] = (0, 0, 0, 0),
+    ) -> None:
+        import tvm
+        from tvm import autotvm
+
+        from mobilenet_tvm.schedules.x86 import depthwise, pointwise
+        from mobilenet_tvm.schedules.x86.layout import channel_block
+
+        self.kind = kind
+        self.name = {"depthwise": depthwise.TASK, "pointwise": pointwise.TASK}[kind]
+        arguments = (
+            ("TENSOR", data_shape, "float32"),
+            ("TENSOR", weight_shape, "float32"),
+            (stride, stride),
+            padding,
+            (1, 1),
+            "NCHW",
+            "NCHW",
+            "float32",
+        )
+        self.task = autotvm.task.create(self.name, arguments, tvm.target.Target(preset.target))
+        with self.task.target:
+            self.in_block = channel_block(data_shape[1])
+            self.out_block = channel_block(weight_shape[0])
+
+    @property
+    def default(self) -> Any:
+        """The untuned configuration."""
+        from tvm import autotvm
+
+        return autotvm.task.space.FallbackConfigEntity()
+
+    def valid(self) -> list[int]:
+        """Indices of the space's valid configurations."""
+        space = self.task.config_space
+        return [i for i in range(space.range_length) if space.is_index_valid(i)]
+
+    def samples(self, count: int, seed: int = 0) -> list[Any]:
+        """A few seeded valid configurations."""
+        valid = self.valid()
+        chosen = np.random.default_rng(seed).choice(len(valid), min(count, len(valid)), False)
+        return [self.task.config_space.get(valid[i]) for i in chosen]
+
+    def build(self, config: Any) -> Callable[[Array, Array], Array]:
+        """Compile; the result takes and gives plain ``[N, C, H, W]`` arrays."""
+        import tvm
+        from tvm import autotvm
+        from tvm.topi.utils import get_const_tuple
+
+        with self.task.target, autotvm.task.ApplyConfig(config):
+            schedule, tensors = self.task.func(*self.task.args)
+            by_name = {tensor.op.name: tensor for tensor in tensors[1:]}
+            arguments = [by_name["data"], by_name["kernel"], tensors[0]]
+            function = tvm.build(schedule, arguments, target=self.task.target)
+
+        def run(data: Array, weight: Array) -> Array:
+            k, c, y, x = weight.shape
+            if self.kind == "depthwise":
+                packed = weight.reshape(k // self.out_block, self.out_block, 1, y, x, 1)
+                packed = packed.transpose(0, 2, 3, 4, 5, 1)
+            else:
+                packed = weight.reshape(
+                    k // self.out_block, self.out_block, c // self.in_block, self.in_block, y, x
+                ).transpose(0, 2, 4, 5, 3, 1)
+            # NaN where nothing is written shows.
+            out = tvm.nd.array(np.full(get_const_tuple(arguments[2].shape), np.nan, np.float32))
+            function(
+                tvm.nd.array(_blocked(data, self.in_block)),
+                tvm.nd.array(np.ascontiguousarray(packed)),
+                out,
+            )
+            return _plain(out.numpy())
+
+        return run
+
+
+@pytest.fixture
+def make_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Kernel]:
+    """``Kernel`` in the state in which the tuner builds candidates."""
+    toolchain.activate()
+    from tvm import autotvm
+
+    import mobilenet_tvm.schedules  # noqa: F401  (registers the templates)
+
+    monkeypatch.setattr(autotvm.GLOBAL_SCOPE, "in_tuning", True)
+    monkeypatch.setattr(autotvm.GLOBAL_SCOPE, "silent", True)
+    return Kernel
+
+
+@pytest.fixture
+def references() -> dict[str, Callable[..., Array]]:
+    """The plain references, by kind."""
+    return {"depthwise": depthwise_reference, "pointwise": pointwise_reference}
