@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import autotvm, te, tir
+from tvm import autotvm, te
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from tvm.topi.nn.utils import get_pad_tuple
 from tvm.topi.utils import traverse_inline
@@ -30,6 +30,7 @@ from mobilenet_tvm.schedules.x86.layout import (
     max_accumulators,
     shape_of,
 )
+from mobilenet_tvm.schedules.x86.window import padded_product
 
 TASK = "depthwise_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_depthwise_NCHWc"
@@ -121,26 +122,22 @@ def depthwise_conv2d(
     _define_space(cfg, out_height, out_width)
     cfg.add_flop(2 * batch * chunks * block * out_height * out_width * kernel_height * kernel_width)
 
-    zero = tir.const(0.0, out_dtype)
     tap_y = te.reduce_axis((0, kernel_height), name="tap_y")
     tap_x = te.reduce_axis((0, kernel_width), name="tap_x")
-
-    def product(n: Any, c: Any, h: Any, w: Any, i: Any) -> Any:
-        y = h * stride_y + tap_y - top
-        x = w * stride_x + tap_x - left
-        weight = kernel[c, 0, tap_y, tap_x, 0, i]
-        if top or bottom:
-            inside = tir.all(y >= 0, y < height)
-            weight = tir.Select(inside, weight, zero)
-            y = tir.max(tir.min(y, height - 1), 0)
-        value = data[n, c, y, x, i]
-        if left or right:
-            # A tap far outside (padding wider than the kernel) must not be read either.
-            value = tir.if_then_else(tir.all(x >= 0, x < width), data[n, c, y, x, i], zero)
-        return te.sum(value * weight, axis=[tap_y, tap_x])
-
     out = te.compute(
-        (batch, chunks, out_height, out_width, block), product, name="depthwise", tag=TAG
+        (batch, chunks, out_height, out_width, block),
+        lambda n, c, h, w, i: te.sum(
+            padded_product(
+                lambda y, x: data[n, c, y, x, i],
+                kernel[c, 0, tap_y, tap_x, 0, i],
+                (h * stride_y + tap_y - top, w * stride_x + tap_x - left),
+                (height, width),
+                (top, left, bottom, right),
+            ),
+            axis=[tap_y, tap_x],
+        ),
+        name="depthwise",
+        tag=TAG,
     )
     if not unpack:
         return out

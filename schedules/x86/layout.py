@@ -62,7 +62,8 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
 def keeps_layout(task: Any, config: Any) -> bool:
     """Whether a stock convolution's ``config`` uses the blocks that our layers use.
 
-    The first convolution is TVM's own; a block of its own would cost a layout transform.
+    A convolution that stays TVM's (several taps over many channels) may have any block; one of
+    its own would cost a layout transform.
     """
     if task.name != "conv2d_NCHWc.x86":
         return True

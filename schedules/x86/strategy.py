@@ -7,6 +7,7 @@ every other call goes to TVM's function as before.
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import tvm
@@ -17,7 +18,7 @@ from tvm.relay.op.strategy import x86 as stock
 from tvm.topi.nn import conv2d_alter_layout
 from tvm.topi.nn.utils import get_pad_tuple
 
-from mobilenet_tvm.schedules.x86 import depthwise, pointwise
+from mobilenet_tvm.schedules.x86 import depthwise, pointwise, stem
 from mobilenet_tvm.schedules.x86.layout import channel_block, is_x86, shape_of
 
 _PLEVEL = 20  # above all of TVM's own (10 to 15)
@@ -37,9 +38,9 @@ def use(which: str) -> None:
 
 
 def _kind(attrs: Any, data: Any, kernel: Any, target: Any) -> str | None:
-    """``depthwise`` or ``pointwise`` when the convolution is ours, else None.
+    """``depthwise``, ``pointwise`` or ``stem`` when the convolution is ours, else None.
 
-    ``data`` and ``kernel`` are in NCHW/OIHW or in NCHW[x]c/OIHW[x]i[y]o.
+    ``data`` and ``kernel`` are in NCHW/OIHW or as ``_alter_layout`` leaves them.
     """
     if not _enabled or not is_x86(target):
         return None
@@ -61,6 +62,9 @@ def _kind(attrs: Any, data: Any, kernel: Any, target: Any) -> str | None:
     strides = tuple(int(s) for s in attrs.strides)
     if attrs.groups == 1 and kernel_shape[2:4] == (1, 1) and strides == (1, 1) and not any(pads):
         return "pointwise"
+    unblocked = len(data_shape) == 4 and channels <= stem.MAX_CHANNELS
+    if attrs.groups == 1 and unblocked and dilation == (1, 1):
+        return "stem" if max(pads[0], pads[2]) < kernel_shape[2] else None
     return None
 
 
@@ -75,6 +79,7 @@ _TEMPLATES = {
         pointwise.schedule_pointwise_conv2d,
         pointwise.TASK,
     ),
+    "stem": (stem.stem_conv2d, stem.schedule_stem_conv2d, stem.TASK),
 }
 
 
@@ -91,9 +96,8 @@ def _ours(kind: str) -> Any:
 
 
 def _strategy(stock_strategy: Any, attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
-    plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW"
-    blocked = attrs.data_layout.startswith("NCHW") and attrs.data_layout.endswith("c")
-    kind = _kind(attrs, *inputs[:2], target) if plain or blocked else None
+    known = re.fullmatch(r"NCHW(\d+c)?", attrs.data_layout) and attrs.kernel_layout[:4] == "OIHW"
+    kind = _kind(attrs, *inputs[:2], target) if known else None
     return stock_strategy(attrs, inputs, out_type, target) if kind is None else _ours(kind)
 
 
@@ -110,13 +114,26 @@ def _alter_layout(stock_alter: Any, attrs: Any, inputs: Any, tinfos: Any, out_ty
     batch, channels, height, width = shape_of(data)
     filters, _, kernel_height, kernel_width = shape_of(kernel)
     in_block, out_block = channel_block(channels), channel_block(filters)
-    layouts = (f"NCHW{in_block}c", f"NCHW{out_block}c")
+    data_layout, data_shape = (
+        f"NCHW{in_block}c",
+        (batch, channels // in_block, height, width, in_block),
+    )
+    if kind == "stem":  # reads the image as it comes
+        in_block, data_layout, data_shape = channels, "NCHW", (batch, channels, height, width)
     if kind == "depthwise":
         kernel_layout = f"OIHW1i{out_block}o"
         kernel_shape = (filters // out_block, 1, kernel_height, kernel_width, 1, out_block)
     else:
         kernel_layout = f"OIHW{in_block}i{out_block}o"
-        kernel_shape = (filters // out_block, channels // in_block, 1, 1, in_block, out_block)
+        kernel_shape = (
+            filters // out_block,
+            channels // in_block,
+            kernel_height,
+            kernel_width,
+            in_block,
+            out_block,
+        )
+    layouts = (data_layout, f"NCHW{out_block}c")
 
     geometry = [attrs.get_int_tuple(name) for name in ("strides", "padding", "dilation")]
     out_dtype = out_type.dtype
@@ -125,9 +142,7 @@ def _alter_layout(stock_alter: Any, attrs: Any, inputs: Any, tinfos: Any, out_ty
     )
     blocked_workload = autotvm.task.args_to_workload(
         [
-            te.placeholder(
-                (batch, channels // in_block, height, width, in_block), dtype=data.dtype
-            ),
+            te.placeholder(data_shape, dtype=data.dtype),
             te.placeholder(kernel_shape, dtype=kernel.dtype),
             *geometry,
             *layouts,
