@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -124,7 +126,10 @@ def compile_model(
         preprocessing=preprocessing,
         labels=tuple(labels) if labels else None,
     )
-    write_manifest(path, manifest)
+    try:
+        write_manifest(path, manifest)
+    except OSError as error:
+        raise DeviceError(f"cannot write the manifest of {path}: {error.strerror}") from None
     return manifest
 
 
@@ -140,7 +145,7 @@ def link(library: Any, path: Path, preset: Preset) -> None:
 
     # TVM asks the output's file for its format before it links.
     with_zig.output_format = "so"  # type: ignore[attr-defined]
-    temporary = path.with_name(f".{path.name}.{platform.node()}.tmp.so")
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp.so")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         library.export_library(str(temporary), fcompile=with_zig)
@@ -148,7 +153,10 @@ def link(library: Any, path: Path, preset: Preset) -> None:
     except subprocess.CalledProcessError as error:
         reason = (error.stderr or "").strip().splitlines() or [str(error)]
         raise DeviceError(f"linking {path.name} failed: {reason[-1]}") from None
+    except ModuleNotFoundError as error:  # ziglang
+        raise DeviceError(f"linking {path.name} failed: {error}") from None
     except OSError as error:
         raise DeviceError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing could be written, nothing is left
+            temporary.unlink()

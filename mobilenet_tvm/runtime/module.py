@@ -50,8 +50,8 @@ class Module:
 
     def set_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Check and copy the inputs without running. See ``run``."""
-        known = {spec.name for spec in self.manifest.inputs}
-        unknown = sorted(set(inputs) - known)
+        known = [spec.name for spec in self.manifest.inputs]
+        unknown = [str(name) for name in inputs if name not in known]
         if unknown:
             raise UsageError(
                 f"no input is called {', '.join(unknown)}: the inputs are {', '.join(known)}"
@@ -70,7 +70,7 @@ class Module:
                     f"input {spec.name} is {array.dtype}, the artifact takes {spec.dtype}: "
                     f"convert it with .astype('{spec.dtype}')"
                 )
-            self._executor.set_input(spec.name, np.ascontiguousarray(array))
+            self._executor.set_input(spec.name, np.asarray(array, order="C"))
 
     def timer(self) -> Callable[[], None]:
         """A function that runs one inference with the inputs last set, copying nothing."""
@@ -100,7 +100,9 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
             f"{manifest.so_sha256[:19]}...): copy both files again, or compile again"
         )
     machine = _elf_machine(path)
-    if machine != platform.machine() or manifest.target.arch != platform.machine():
+    if machine == platform.machine():
+        machine = manifest.target.arch
+    if machine != platform.machine():
         raise UsageError(
             f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
             f"{platform.machine()}: compile it with a --target for this machine"
