@@ -2,14 +2,14 @@
 
 A space that fits the number of trials is tried whole, in a seeded order. A larger one is
 searched by AutoTVM's XGBoost tuner, which learns from the trials, resumed ones included.
-Either way the same seed and the same trials propose the same configurations.
+Either way the same seed and the same trials propose the same configurations, and a run that was
+cut short goes on with the very batch it was in.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from mobilenet_tvm import toolchain
 from mobilenet_tvm.records import Task
 from mobilenet_tvm.search.trial import Trial
 
-# Trials before the cost model is worth asking, and how many it proposes at once.
+# Trials before the cost model is worth asking, and between two times it is asked.
 _BATCH = 16
 
 
@@ -28,14 +28,16 @@ class AutoTvmSearcher:
         task: what to search.
         trials: how many may be tried in all, those of earlier runs included.
         seed: of every random choice.
-        done: cost in seconds of what earlier runs tried; infinite where it failed.
+        done: cost in seconds of what earlier runs tried, oldest first; infinite where it failed.
     """
 
     def __init__(
         self, task: Task, *, trials: int, seed: int, done: Mapping[int, float] | None = None
     ) -> None:
         self._task = task
-        self._done = dict(done or {})
+        # A log may hold what is no candidate (any more).
+        known = set(task.candidates)
+        self._done = {config: cost for config, cost in (done or {}).items() if config in known}
         self._order = list(task.candidates)
         random.Random(f"{seed}:{task.key}").shuffle(self._order)
         if task.default is not None:  # first, so that tuning never ends behind not tuning
@@ -44,7 +46,6 @@ class AutoTvmSearcher:
         self._limit = min(trials, len(self._order))
         self._seed = seed
         self._queue: list[int] = []
-        self._tuner: Any = None
 
     @property
     def limit(self) -> int:
@@ -69,36 +70,54 @@ class AutoTvmSearcher:
         self._done[trial.config] = trial.cost_s
 
     def _propose(self) -> list[int]:
-        fresh = [config for config in self._order if config not in self._done]
-        learn = self._limit < len(self._order) and len(self._done) >= _BATCH
-        if not learn:
-            count = len(fresh) if self._limit == len(self._order) else _BATCH
-            return fresh[:count][::-1]
-        return self._ask_model(set(fresh)) or fresh[:_BATCH][::-1]
+        """What is left of the batch that the run is in, last one first.
 
-    def _ask_model(self, fresh: set[int]) -> list[int]:
-        """The next batch by AutoTVM's XGBTuner, fitted to all trials so far."""
+        The batch follows from the trials before its beginning alone, so a resumed run, which
+        knows some of the batch's own trials already, proposes what the first run would have.
+        """
+        fresh = [config for config in self._order if config not in self._done]
+        if self._limit == len(self._order):
+            return fresh[::-1]
+        behind = len(self._done) % _BATCH
+        before = dict(list(self._done.items())[: len(self._done) - behind])
+        batch = self._ask_model(before) if before else []
+        chosen = [config for config in batch if config not in self._done]
+        chosen += [config for config in fresh if config not in batch]  # where it has no idea
+        return chosen[: _BATCH - behind][::-1]
+
+    def _ask_model(self, done: Mapping[int, float]) -> list[int]:
+        """The next batch by AutoTVM's XGBTuner, fitted to ``done``; best first."""
         toolchain.activate()
+        import xgboost
         from tvm.autotvm.tuner import XGBTuner
 
+        # A hundred rows are not worth a second thread: OpenMP's wait for one another takes longer
+        # than the work, ten times as long on a busy machine. Older releases lack the setting.
+        if "nthread" in xgboost.get_config():
+            xgboost.set_config(nthread=1)
         # The tuner draws from the global generators.
-        random.seed(self._seed + len(self._done))
-        np.random.seed(self._seed + len(self._done))  # noqa: NPY002
+        random.seed(self._seed + len(done))
+        np.random.seed(self._seed + len(done))  # noqa: NPY002
         handle = self._task.handle
         # xgboost >= 2 refuses the "rank" loss. Features of the knobs need no lowering, and
         # filling their cache here spares AutoTVM a pool of processes that would do it.
         tuner = XGBTuner(
-            handle, plan_size=_BATCH, feature_type="knob", loss_type="reg", log_interval=10**9
+            handle,
+            plan_size=_BATCH,
+            feature_type="knob",
+            loss_type="reg",
+            log_interval=10**9,
+            num_threads=1,
         )
         features = tuner.cost_model.feature_cache.get("knob")
         space = handle.config_space
         for config in filter(space.is_index_valid, range(space.range_length)):
             features[config] = space.get(config).get_flatten_feature()
         gflops = [
-            0.0 if cost == float("inf") else self._task.flops / cost / 1e9
-            for cost in self._done.values()
+            0.0 if cost == float("inf") else self._task.flops / cost / 1e9 for cost in done.values()
         ]
-        tuner.visited = set(self._done)
-        tuner.cost_model.fit(list(self._done), gflops, _BATCH)
+        tuner.visited = set(done)
+        tuner.cost_model.fit(list(done), gflops, _BATCH)
         best = tuner.model_optimizer.find_maximums(tuner.cost_model, _BATCH, tuner.visited)
-        return [int(config) for config in best if int(config) in fresh][::-1]
+        known = set(self._order)
+        return [int(config) for config in best if int(config) in known]

@@ -118,26 +118,28 @@ class LocalMeasurer:
         """See ``Measurer``. A crash or a time-out costs this one trial and nothing else."""
         start = time.monotonic()
 
-        def failed(kind: Failure, error: BaseException) -> Trial:
-            return Trial(config, (), kind, first_line(error), time.monotonic() - start)
+        def failed(kind: Failure, message: str) -> Trial:
+            return Trial(config, (), kind, message, time.monotonic() - start)
 
+        limit_s = min(BUILD_TIMEOUT_S, deadline_s)
         try:
-            self._worker.call(
-                _build, task.handle, config, timeout_s=min(BUILD_TIMEOUT_S, deadline_s)
-            )
-        except TimeoutError as error:
-            return failed(Failure.BUILD_TIMEOUT, error)
+            self._worker.call(_build, task.handle, config, timeout_s=limit_s)
+        except TimeoutError:
+            return failed(Failure.BUILD_TIMEOUT, f"building took more than {limit_s:.1f} s")
+        except ChildProcessError:
+            return failed(Failure.BUILD_ERROR, "the compiler crashed")
         except Exception as error:  # whatever TVM or LLVM raised in the child
-            return failed(Failure.BUILD_ERROR, error)
-        left = deadline_s - (time.monotonic() - start)
+            return failed(Failure.BUILD_ERROR, first_line(error))
+        left_s = deadline_s - (time.monotonic() - start)
+        limit_s = max(min(RUN_TIMEOUT_S, left_s), 0.1)
         try:
-            costs = self._worker.call(
-                _run, self._threads, timeout_s=max(min(RUN_TIMEOUT_S, left), 1.0)
-            )
-        except TimeoutError as error:
-            return failed(Failure.RUN_TIMEOUT, error)
+            costs = self._worker.call(_run, self._threads, timeout_s=limit_s)
+        except TimeoutError:
+            return failed(Failure.RUN_TIMEOUT, f"running took more than {limit_s:.1f} s")
+        except ChildProcessError:
+            return failed(Failure.RUN_ERROR, "the kernel crashed")
         except Exception as error:
-            return failed(Failure.RUN_ERROR, error)
+            return failed(Failure.RUN_ERROR, first_line(error))
         return Trial(config, costs, elapsed_s=time.monotonic() - start)
 
     def close(self) -> None:
@@ -147,7 +149,9 @@ class LocalMeasurer:
 
 def first_line(error: BaseException) -> str:
     """The line of an error that says what is wrong: the last one of a traceback's."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Not str(error): a KeyError's is the repr of its message, all in one line.
+    text = str(error.args[0]) if error.args else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     telling = [line for line in lines if "Error" in line or "Check failed" in line]

@@ -1,8 +1,9 @@
 """The tuning run: spend a budget on tasks, keep every finished trial, pick up where it ended.
 
-The run goes in two passes. The first tries one configuration of every task, so that even a
-short budget leaves each with a record. The second gives each task a share of the time left
-by what it costs the whole model; what a task does not use, the next ones get.
+The run goes in two passes. The first goes round the tasks until each has one configuration
+that runs, so that even a short budget leaves each with a record. The second gives each task a
+share of the time left by what it costs the whole model; what a task does not use, the next
+ones get.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from mobilenet_tvm.records import Record, RecordLog, Task
 from mobilenet_tvm.search.measure import Measurer
 from mobilenet_tvm.search.progress import Progress
 from mobilenet_tvm.search.trial import Failure, Trial
+
+# Rounds of the first pass. A task of which so many trials failed waits for its share of time.
+_FIRST_ROUNDS = 4
+
+_TIMEOUTS = (Failure.BUILD_TIMEOUT, Failure.RUN_TIMEOUT)
 
 
 class Searcher(Protocol):
@@ -67,7 +73,7 @@ class Summary:
 
     trials: int = 0
     resumed: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, int] = field(default_factory=dict)
     first_error: str = ""
     spent_s: float = 0.0
     out_of_time: bool = False
@@ -117,8 +123,8 @@ def tune_tasks(
         clock: seconds; a test may turn it.
 
     Raises:
-        DeviceError: nothing succeeded for any task (with the first real error), or the log
-            cannot be written. What was measured is in the log.
+        DeviceError: nothing has ever succeeded for any task (with the first real error), or
+            the log cannot be written. What was measured is in the log.
     """
     summary = Summary() if summary is None else summary
     start = clock()
@@ -127,18 +133,24 @@ def tune_tasks(
     def left_s() -> float:
         return float("inf") if budget.time_s is None else budget.time_s - (clock() - start)
 
+    # The last trial may run over by so much; a shorter one could not finish anything.
+    grace_s = 2.0 if budget.time_s is None else min(2.0, 0.05 * budget.time_s)
+
     def one_trial(state: _State) -> bool:
         config = state.searcher.next()
-        if config is None:
+        if config is None or left_s() <= 0:
             return False
-        trial = measurer.measure(state.task, config, max(left_s(), 2.0))
+        trial = measurer.measure(state.task, config, left_s() + grace_s)
+        if trial.failure in _TIMEOUTS and left_s() <= 0:
+            return False  # the budget cut it short: that says nothing about the configuration
         log.append(record_line(state.task, trial))
         state.searcher.tell(trial)
         state.best_s = min(state.best_s, trial.cost_s)
         summary.trials += 1
         if trial.failure is not None:
             state.failed += 1
-            summary.failures[trial.failure.value] += 1
+            kind = trial.failure.value
+            summary.failures[kind] = summary.failures.get(kind, 0) + 1
             summary.first_error = summary.first_error or trial.message
         progress.trial(
             state.task, state.searcher.tried, state.searcher.limit, state.best_gflops, trial
@@ -147,9 +159,10 @@ def tune_tasks(
 
     try:
         progress.started(len(states), budget.time_s)
-        for state in states:
-            while state.best_s == float("inf") and left_s() > 0 and one_trial(state):
-                pass
+        for _ in range(_FIRST_ROUNDS):
+            for state in states:
+                if state.best_s == float("inf") and left_s() > 0:
+                    one_trial(state)
         waiting = sorted(states, key=lambda state: -state.cost_s)
         while waiting:
             state, *rest = waiting
@@ -162,13 +175,24 @@ def tune_tasks(
         summary.out_of_time = left_s() <= 0
     finally:
         summary.spent_s = clock() - start
-    if summary.trials and all(state.best_s == float("inf") for state in states):
+    if states and all(state.best_s == float("inf") for state in states):
+        _raise_nothing_succeeded(summary)
+    return summary
+
+
+def _raise_nothing_succeeded(summary: Summary) -> None:
+    if summary.trials:
         kinds = ", ".join(f"{count} {kind}" for kind, count in summary.failures.items())
         raise DeviceError(
             f"not one of {summary.trials} trials succeeded ({kinds}); the first error: "
             f"{summary.first_error}"
         )
-    return summary
+    if summary.resumed:
+        raise DeviceError(
+            f"not one of the {summary.resumed} trials in the log succeeded, and there is nothing "
+            "left to try: use --fresh to try again, or a larger --trials"
+        )
+    raise DeviceError("no trial finished within the time budget: give a longer --time-budget")
 
 
 def _resume(
