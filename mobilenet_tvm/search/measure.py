@@ -149,8 +149,8 @@ class LocalMeasurer:
 
 def first_line(error: BaseException) -> str:
     """The line of an error that says what is wrong: the last one of a traceback's."""
-    # Not str(error): a KeyError's is the repr of its message, all in one line.
-    text = str(error.args[0]) if error.args else ""
+    # The text of a KeyError is the repr of its message, a whole traceback in one line.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
