@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         else:
             contenders += [Contender(_peer_label(peer), peer, str(model)) for peer in peers]
         total = len(threads) * args.rounds
-        with out.console.status("starting the workers") as status:
+        with out.console.status("starting the workers", refresh_per_second=1) as status:
 
             def on_round(count: int, done: int) -> None:
                 finished = threads.index(count) * args.rounds + done

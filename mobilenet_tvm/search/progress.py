@@ -96,6 +96,7 @@ class RichProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            refresh_per_second=2,  # drawing takes time from the core that is measured
         )
         self._lines: dict[str, TaskID] = {}
         self._count = 0

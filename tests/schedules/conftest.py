@@ -44,6 +44,22 @@ def depthwise_reference(
     return out
 
 
+def stem_reference(
+    data: Array, weight: Array, stride: int, padding: tuple[int, int, int, int]
+) -> Array:
+    """``[N, C, H, W]``, ``[K, C, KH, KW]`` -> ``[N, K, OH, OW] float64``."""
+    filters, channels = weight.shape[:2]
+    # Every pair of input and output channel is a depthwise convolution of its own.
+    pairs = depthwise_reference(
+        np.tile(data, (1, filters, 1, 1)),
+        weight.reshape(filters * channels, 1, *weight.shape[2:]),
+        stride,
+        padding,
+    )
+    n, _, height, width = pairs.shape
+    return pairs.reshape(n, filters, channels, height, width).sum(axis=2)
+
+
 def pointwise_reference(data: Array, weight: Array) -> Array:
     """``[N, C, H, W]``, ``[K, C, 1, 1]`` -> ``[N, K, H, W] float64``."""
     return np.einsum("nchw,kc->nkhw", data.astype(np.float64), weight[:, :, 0, 0].astype(float))
@@ -76,11 +92,12 @@ class Kernel:
         import tvm
         from tvm import autotvm
 
-        from mobilenet_tvm.schedules.x86 import depthwise, pointwise
+        from mobilenet_tvm.schedules.x86 import depthwise, pointwise, stem
         from mobilenet_tvm.schedules.x86.layout import channel_block
 
         self.kind = kind
-        self.name = {"depthwise": depthwise.TASK, "pointwise": pointwise.TASK}[kind]
+        templates = {"depthwise": depthwise, "pointwise": pointwise, "stem": stem}
+        self.name = templates[kind].TASK
         arguments = (
             ("TENSOR", data_shape, "float32"),
             ("TENSOR", weight_shape, "float32"),
@@ -93,7 +110,7 @@ class Kernel:
         )
         self.task = autotvm.task.create(self.name, arguments, tvm.target.Target(preset.target))
         with self.task.target:
-            self.in_block = channel_block(data_shape[1])
+            self.in_block = data_shape[1] if kind == "stem" else channel_block(data_shape[1])
             self.out_block = channel_block(weight_shape[0])
 
     @property
@@ -123,7 +140,9 @@ class Kernel:
         with self.task.target, autotvm.task.ApplyConfig(config):
             schedule, tensors = self.task.func(*self.task.args)
             by_name = {tensor.op.name: tensor for tensor in tensors[1:]}
-            arguments = [by_name["data"], by_name["kernel"], tensors[0]]
+            weights = by_name.pop("kernel")
+            (image,) = by_name.values()
+            arguments = [image, weights, tensors[0]]
             function = tvm.build(schedule, arguments, target=self.task.target)
 
         def run(data: Array, weight: Array) -> Array:
@@ -138,7 +157,7 @@ class Kernel:
             # NaN where nothing is written shows.
             out = tvm.nd.array(np.full(get_const_tuple(arguments[2].shape), np.nan, np.float32))
             function(
-                tvm.nd.array(_blocked(data, self.in_block)),
+                tvm.nd.array(data if self.kind == "stem" else _blocked(data, self.in_block)),
                 tvm.nd.array(np.ascontiguousarray(packed)),
                 out,
             )
@@ -163,4 +182,8 @@ def make_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Kernel]:
 @pytest.fixture
 def references() -> dict[str, Callable[..., Array]]:
     """The plain references, by kind."""
-    return {"depthwise": depthwise_reference, "pointwise": pointwise_reference}
+    return {
+        "depthwise": depthwise_reference,
+        "pointwise": pointwise_reference,
+        "stem": stem_reference,
+    }

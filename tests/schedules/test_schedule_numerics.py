@@ -66,6 +66,26 @@ def test_depthwise_for_every_geometry(
     )
 
 
+@pytest.mark.parametrize(("channels", "filters"), [(3, 16), (1, 8), (4, 17)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 2, (0, 0, 1, 1)), (3, 2, (1, 1, 1, 1)), (5, 1, (2,) * 4)]
+)
+def test_stem_for_every_geometry(
+    preset: Preset,
+    make_kernel: Callable[..., Any],
+    references: dict[str, Any],
+    channels: int,
+    filters: int,
+    kernel: int,
+    stride: int,
+    padding: tuple[int, int, int, int],
+) -> None:
+    shapes = (1, channels, 12, 10), (filters, channels, kernel, kernel)
+    made = make_kernel("stem", preset, *shapes, stride, padding)
+    configs = [made.default, *made.samples(1, seed=filters + kernel)]
+    check(made, configs, references["stem"], shapes, stride, padding)
+
+
 @pytest.mark.parametrize("channels", [8, 24, 17, 2])
 def test_depthwise_for_channel_counts_that_fit_no_vector(
     preset: Preset, make_kernel: Callable[..., Any], references: dict[str, Any], channels: int
