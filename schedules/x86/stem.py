@@ -26,6 +26,7 @@ from mobilenet_tvm.schedules.x86.window import padded_product
 TASK = "stem_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_stem_NCHWc"
 MAX_CHANNELS = 4  # colour images; with more, a blocked input pays
+MAX_UNROLLED_TAPS = 36  # 3x3 over four channels; LLVM chews half a minute on 7x7 over three
 
 
 def _define_space(cfg: Any, height: int, width: int) -> None:
@@ -161,6 +162,11 @@ def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) 
     _, k, h, w, o = schedule[sums].op.axis
     channel, tap_y, tap_x = schedule[sums].op.reduce_axis
     schedule[sums].reorder(channel, tap_y, tap_x, k, h, w, o)
-    for axis in (channel, tap_y, tap_x, h, w):
+    for axis in (h, w):
         schedule[sums].unroll(axis)
+    taps = 1
+    for axis in (tap_x, tap_y, channel):
+        taps *= int(axis.dom.extent)
+        if taps <= MAX_UNROLLED_TAPS:
+            schedule[sums].unroll(axis)
     schedule[sums].vectorize(o)
