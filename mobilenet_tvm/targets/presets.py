@@ -37,7 +37,7 @@ class Preset:
 
 _X86_LINKER = ("ld.lld", "-m", "elf_x86_64", "-shared")
 _SSE = ("sse4_1", "sse4_2", "ssse3", "popcnt", "cx16")
-_AVX2 = (*_SSE, "avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "movbe")
+_AVX2 = (*_SSE, "avx", "avx2", "fma", "bmi1", "bmi2", "abm", "f16c", "movbe")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "adx", "rdseed")
 
 
