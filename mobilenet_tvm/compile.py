@@ -11,7 +11,7 @@ from typing import Any
 from mobilenet_tvm.cli import artifact
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.records import Record, best_records, read_log
+from mobilenet_tvm.records import Record, choose_records, read_log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,13 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """
     with out.working("importing the model"):
         job = artifact.prepare(args)
-    best = best_records(_records(args, job.log, out))
+    records = _records(args, job.log, out)
+    best = choose_records(job.tasks, records)
+    if records and not best:
+        out.warn(
+            f"none of the {len(records)} records is of this model's tasks on {job.preset.name}: "
+            "compiling with untuned schedules"
+        )
     return artifact.compile_and_check(job, best, args, out)[2]
 
 

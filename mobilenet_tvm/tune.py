@@ -24,7 +24,7 @@ from mobilenet_tvm.records import (
     Record,
     RecordLog,
     RunInfo,
-    best_records,
+    choose_records,
     read_run,
     run_path,
     write_run,
@@ -110,7 +110,9 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     records, summary = _search(job, args, out)
     searched = {"log": str(job.log), "search": dataclasses.asdict(summary)}
     try:
-        manifest, _, payload = artifact.compile_and_check(job, best_records(records), args, out)
+        manifest, _, payload = artifact.compile_and_check(
+            job, choose_records(job.tasks, records), args, out
+        )
     except VerbFailedError as error:
         error.payload |= searched
         raise
@@ -216,19 +218,19 @@ def _measure(job: Job, manifest: Manifest, args: argparse.Namespace, out: Output
     with tempfile.TemporaryDirectory(prefix="mobilenet_tvm-") as name:
         folder = Path(name)
         with out.working("compiling the untuned modules to compare with"):
-            for label, schedules in (("untuned", "ours"), ("stock", "stock")):
+            for schedules in ("ours", "stock"):
                 compile_model(
                     job.relay,
                     job.preset,
-                    folder / f"{label}.so",
+                    folder / f"{schedules}.so",
                     info=job.info,
                     schedules=schedules,
                 )
         onnx, mult_adds = bench.reference_model(manifest, None, folder)
         contenders = (
             bench.Contender("tuned", "artifact", str(job.artifact)),
-            bench.Contender("untuned", "artifact", str(folder / "untuned.so")),
-            bench.Contender("untuned, TVM's schedules", "artifact", str(folder / "stock.so")),
+            bench.Contender("untuned (TVM's schedules)", "artifact", str(folder / "stock.so")),
+            bench.Contender("untuned (our schedules)", "artifact", str(folder / "ours.so")),
             bench.Contender("ONNX Runtime", "onnxruntime", str(onnx)),
         )
         with out.working("measuring: tuned, untuned and ONNX Runtime take turns"):

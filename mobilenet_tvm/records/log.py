@@ -21,7 +21,10 @@ import msgspec
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.records.tasks import workload_key
+from mobilenet_tvm.records.tasks import Task, workload_key
+
+# How many times as fast as the default a configuration must be to replace it.
+CLEARLY = 1.02
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Record:
         cost_s: median seconds of one call; None when the trial failed.
         error: TVM's ``MeasureErrorNo``, 0 when it succeeded.
         line: the record line as it stands in the log.
+        target: TVM's target string that it was measured for.
     """
 
     key: str
@@ -41,6 +45,7 @@ class Record:
     cost_s: float | None
     error: int
     line: str
+    target: str = ""
 
 
 def parse_line(line: str) -> Record:
@@ -65,6 +70,7 @@ def parse_line(line: str) -> Record:
             cost_s=cost_s,
             error=int(result.error_no),
             line=line,
+            target=str(given.target),
         )
     # Whatever TVM raises where a field is missing or has another type.
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
@@ -110,6 +116,27 @@ def best_records(records: Iterable[Record]) -> dict[str, Record]:
         if known is None or known.cost_s is None or record.cost_s < known.cost_s:
             best[record.key] = record
     return best
+
+
+def choose_records(tasks: Iterable[Task], records: Sequence[Record]) -> dict[str, Record]:
+    """The record that each task is built with, by key.
+
+    It is the fastest one measured for the task's target; but the untuned default, where that
+    was measured too and nothing is clearly faster: a smaller difference than ``CLEARLY`` is
+    not repeatable in the model, where caches and neighbours decide.
+    """
+    chosen: dict[str, Record] = {}
+    for task in tasks:
+        target = str(task.handle.target)
+        known = [r for r in records if r.key == task.key and r.target == target]
+        best = best_records(known).get(task.key)
+        default = best_records(r for r in known if r.config == task.default).get(task.key)
+        if best is not None and best.cost_s is not None:
+            limit_s = best.cost_s * CLEARLY
+            if default is not None and default.cost_s is not None and default.cost_s <= limit_s:
+                best = default
+            chosen[task.key] = best
+    return chosen
 
 
 class RecordLog:
