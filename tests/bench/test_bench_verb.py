@@ -102,7 +102,9 @@ def test_bad_usage_is_one_line_and_exit_2(
 ) -> None:
     assert main(["nowhere.so", *options, "--json"]) == 2
     printed = capsys.readouterr()
-    assert printed.out == ""
+    said = json.loads(printed.out)
+    assert said["exit_code"] == 2
+    assert complaint in said["error"]
     assert complaint in printed.err
     assert len(printed.err.strip().splitlines()) == 1
 
