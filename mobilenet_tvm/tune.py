@@ -128,7 +128,7 @@ def _search(job: Job, args: argparse.Namespace, out: Output) -> tuple[list[Recor
         _refuse_foreign(job)
     console = out.console
     progress = RichProgress(console) if console.is_terminal else PlainProgress(console)
-    measurer = LocalMeasurer()
+    measurer = LocalMeasurer(sum(task.weight * task.weight_bytes for task in job.tasks))
     with RecordLog(job.log, out.warn) as log:
         if args.fresh:  # now that no other run can be writing it
             _set_aside(job.log)

@@ -7,6 +7,7 @@ counts how often each one occurs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,11 @@ class Task:
     candidates: tuple[int, ...] = field(repr=False)
     default: int | None
     handle: Any = field(repr=False, compare=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the kernel's weights (its second argument, float32)."""
+        return 4 * math.prod(int(size) for size in self.handle.args[1][1])
 
 
 def workload_key(workload: Any) -> str:

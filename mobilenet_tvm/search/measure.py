@@ -8,7 +8,6 @@ between, so a trial takes a tenth of what AutoTVM's LocalBuilder and LocalRunner
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
 from mobilenet_tvm import toolchain
@@ -20,7 +19,7 @@ RUN_TIMEOUT_S = 10.0
 # Calls of one trial: as many as fit the time, within bounds.
 MEASURE_S = 0.03
 MIN_CALLS = 20
-MAX_CALLS = 200
+MAX_CALLS = 60
 
 _PREPARE = "mobilenet_tvm.as_in_the_model"
 
@@ -54,12 +53,12 @@ def _build(handle: Any, config: int) -> None:
     _built["function"], _built["arguments"] = function, arguments
 
 
-def _run(threads: int) -> tuple[float, ...]:
+def _run(threads: int, model_bytes: int) -> tuple[float, ...]:
     """Child side: time the candidate built last, on random data. Seconds of one call each.
 
     Before every call the caches are put into the state they have in the model: the kernel's
-    input was just written, its weights were last used one inference ago. A kernel timed in a
-    loop finds its weights in L1 or L2, and other configurations win there.
+    input was just written, and since its weights were last used all other layers' went by. A
+    kernel timed in a loop finds its weights in L1 or L2, and other configurations win there.
     """
     import numpy as np
     import tvm
@@ -72,11 +71,11 @@ def _run(threads: int) -> tuple[float, ...]:
         tvm.nd.array(random.uniform(-1, 1, get_const_tuple(t.shape)).astype(t.dtype), device)
         for t in _built["arguments"]
     ]
-    other_layers = np.ones(2 * _l2_bytes() // 4, np.float32)
+    other_layers = np.ones(model_bytes // 4 + 1, np.float32)
     activations = np.from_dlpack(arrays[0])
 
     def as_in_the_model(*_arguments: object) -> None:
-        other_layers.sum()  # evicts L2; L3 keeps the weights, as it does in the model
+        other_layers.sum()
         activations.sum()
 
     tvm.register_func(_PREPARE, as_in_the_model, override=True)
@@ -94,23 +93,17 @@ def _run(threads: int) -> tuple[float, ...]:
     return tuple(sorted(time_calls(calls))[: calls // 2])
 
 
-def _l2_bytes() -> int:
-    """Size of one core's L2 cache; 2 MiB where the system does not say."""
-    try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
-        return int(text.removesuffix("K")) * 1024
-    except (OSError, ValueError):
-        return 2 << 20
-
-
 class LocalMeasurer:
     """Measure on this machine's CPU.
 
     Args:
+        model_bytes: weights of the whole model; so much passes through the caches between
+            two calls of a kernel.
         threads: of TVM's thread pool while a candidate runs.
     """
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, model_bytes: int = 4 << 20, threads: int = 1) -> None:
+        self._model_bytes = model_bytes
         self._threads = threads
         self._worker = toolchain.Worker()
 
@@ -133,7 +126,7 @@ class LocalMeasurer:
         left_s = deadline_s - (time.monotonic() - start)
         limit_s = max(min(RUN_TIMEOUT_S, left_s), 0.1)
         try:
-            costs = self._worker.call(_run, self._threads, timeout_s=limit_s)
+            costs = self._worker.call(_run, self._threads, self._model_bytes, timeout_s=limit_s)
         except TimeoutError:
             return failed(Failure.RUN_TIMEOUT, f"running took more than {limit_s:.1f} s")
         except ChildProcessError:

@@ -17,12 +17,12 @@ hangs over; only padding as tall as the kernel makes windows that do not, and th
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from tvm import autotvm, te
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from tvm.topi.nn.utils import get_pad_tuple
-from tvm.topi.utils import traverse_inline
 
 from mobilenet_tvm.schedules.x86.layout import (
     channel_block,
@@ -30,6 +30,7 @@ from mobilenet_tvm.schedules.x86.layout import (
     max_accumulators,
     shape_of,
 )
+from mobilenet_tvm.schedules.x86.template import schedule_template, unpacked
 from mobilenet_tvm.schedules.x86.window import padded_product
 
 TASK = "depthwise_conv2d_NCHWc.mobilenet_x86"
@@ -139,37 +140,17 @@ def depthwise_conv2d(
         name="depthwise",
         tag=TAG,
     )
-    if not unpack:
-        return out
-    return te.compute(
-        (batch, chunks * block, out_height, out_width),
-        lambda n, c, h, w: out[n, c // block, h, w, c % block],
-        name="unpacked",
-        tag=TAG + "_unpacked",
-    )
+    return unpacked(out, TAG) if unpack else out
 
 
 @autotvm.register_topi_schedule(TASK)
 def schedule_depthwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
     """Schedule a depthwise convolution and the elementwise operators fused behind it."""
-    outs = [outs] if isinstance(outs, te.tensor.Tensor) else outs
-    schedule = te.create_schedule([x.op for x in outs])
-    if len(outs[0].shape) != 5:
-        return schedule  # 4-D: see depthwise_conv2d
-
-    def callback(op: Any) -> None:
-        if op.tag == TAG:
-            _schedule(schedule, cfg, op.output(0), outs[0])
-
-    traverse_inline(schedule, outs[0].op, callback)
-    return schedule
+    return schedule_template(outs, TAG, functools.partial(_schedule, cfg))
 
 
-def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) -> None:
+def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> None:
     rows, columns = cfg["rows"].val, cfg["columns"].val
-    sums = schedule.cache_write(conv, "global")
-    if conv.op != out.op:
-        schedule[conv].compute_inline()
 
     n, c, h, w, i = schedule[out].op.axis
     h_outer, h_inner = schedule[out].split(h, rows)

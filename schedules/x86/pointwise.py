@@ -13,13 +13,13 @@ pixels do not fit L2 and the weights do (the 112x112 layers).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any
 
 from tvm import autotvm, te
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
-from tvm.topi.utils import traverse_inline
 
 from mobilenet_tvm.schedules.x86.layout import (
     channel_block,
@@ -27,6 +27,7 @@ from mobilenet_tvm.schedules.x86.layout import (
     max_accumulators,
     shape_of,
 )
+from mobilenet_tvm.schedules.x86.template import schedule_template, unpacked
 
 TASK = "pointwise_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_pointwise_NCHWc"
@@ -137,38 +138,18 @@ def pointwise_conv2d(
         name="pointwise",
         tag=TAG,
     )
-    if not unpack:
-        return out
-    return te.compute(
-        (batch, out_chunks * out_block, height, width),
-        lambda n, k, h, w: out[n, k // out_block, h, w, k % out_block],
-        name="unpacked",
-        tag=TAG + "_unpacked",
-    )
+    return unpacked(out, TAG) if unpack else out
 
 
 @autotvm.register_topi_schedule(TASK)
 def schedule_pointwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
     """Schedule a pointwise convolution and the elementwise operators fused behind it."""
-    outs = [outs] if isinstance(outs, te.tensor.Tensor) else outs
-    schedule = te.create_schedule([x.op for x in outs])
-    if len(outs[0].shape) != 5:
-        return schedule  # 4-D: see pointwise_conv2d
-
-    def callback(op: Any) -> None:
-        if op.tag == TAG:
-            _schedule(schedule, cfg, op.output(0), outs[0])
-
-    traverse_inline(schedule, outs[0].op, callback)
-    return schedule
+    return schedule_template(outs, TAG, functools.partial(_schedule, cfg))
 
 
-def _schedule(schedule: te.Schedule, cfg: Any, conv: te.Tensor, out: te.Tensor) -> None:
+def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> None:
     chunks, rows, columns = (cfg[knob].val for knob in ("chunks", "rows", "columns"))
-    in_block = shape_of(conv.op.input_tensors[0])[-1]
-    sums = schedule.cache_write(conv, "global")
-    if conv.op != out.op:
-        schedule[conv].compute_inline()
+    in_block = shape_of(sums.op.input_tensors[0])[-1]
 
     stage = schedule[out]
     n, k, h, w, o = stage.op.axis
