@@ -21,16 +21,13 @@ import functools
 from typing import Any
 
 from tvm import autotvm, te
-from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from tvm.topi.nn.utils import get_pad_tuple
 
 from mobilenet_tvm.schedules.x86.layout import (
     channel_block,
-    divisors,
-    max_accumulators,
     shape_of,
 )
-from mobilenet_tvm.schedules.x86.template import schedule_template, unpacked
+from mobilenet_tvm.schedules.x86.template import define_row_tile, schedule_template, unpacked
 from mobilenet_tvm.schedules.x86.window import padded_product
 
 TASK = "depthwise_conv2d_NCHWc.mobilenet_x86"
@@ -39,24 +36,6 @@ TAG = "mobilenet_depthwise_NCHWc"
 
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else (value, value)
-
-
-def _define_space(cfg: Any, out_height: int, out_width: int) -> None:
-    """Knobs: ``rows`` x ``columns`` of output in one register tile, ``taps_outer`` of the sums.
-
-    All are numbers, because AutoTVM's cost model learns from the knobs' values.
-    """
-    limit = max_accumulators()
-    cfg.define_knob("rows", [rows for rows in (1, 2) if out_height % rows == 0])
-    cfg.define_knob("columns", divisors(out_width, limit))
-    cfg.define_knob("taps_outer", [1, 0])
-    if isinstance(cfg, ConfigSpace):
-        cfg.multi_filter(lambda entity: entity["rows"].val * entity["columns"].val <= limit)
-    if cfg.is_fallback:
-        # Untuned: the widest single row that leaves half the registers to weights and inputs.
-        cfg["rows"] = OtherOptionEntity(1)
-        cfg["columns"] = OtherOptionEntity(divisors(out_width, max(limit // 2, 4))[-1])
-        cfg["taps_outer"] = OtherOptionEntity(1)
 
 
 @autotvm.register_topi_compute(TASK)
@@ -120,7 +99,8 @@ def depthwise_conv2d(
     top, left, bottom, right = get_pad_tuple(padding, (kernel_height, kernel_width))
     out_height = (height + top + bottom - kernel_height) // stride_y + 1
     out_width = (width + left + right - kernel_width) // stride_x + 1
-    _define_space(cfg, out_height, out_width)
+    # taps_outer: the order of the sums' loops.
+    define_row_tile(cfg, out_height, out_width, "taps_outer")
     cfg.add_flop(2 * batch * chunks * block * out_height * out_width * kernel_height * kernel_width)
 
     tap_y = te.reduce_axis((0, kernel_height), name="tap_y")

@@ -1,8 +1,8 @@
 """The first convolution (few input channels, any kernel and stride), float32.
 
 It reads the image as it comes, ``[N, C, H, W]``, and writes the blocked layout of the layers
-behind it: TVM's stock template wants its input blocked and padded first, which costs a fifth of
-the convolution itself. As in the other templates, the sums stay in registers until the
+behind it: TVM's stock template wants its input blocked and padded first, two more passes over
+the image. As in the other templates, the sums stay in registers until the
 epilogue is done, and padding is part of the load (see ``window``).
 """
 
@@ -12,36 +12,19 @@ import functools
 from typing import Any
 
 from tvm import autotvm, te
-from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from tvm.topi.nn.utils import get_pad_tuple
 
 from mobilenet_tvm.schedules.x86.layout import (
     channel_block,
-    divisors,
-    max_accumulators,
     shape_of,
 )
-from mobilenet_tvm.schedules.x86.template import schedule_template, unpacked
+from mobilenet_tvm.schedules.x86.template import define_row_tile, schedule_template, unpacked
 from mobilenet_tvm.schedules.x86.window import padded_product
 
 TASK = "stem_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_stem_NCHWc"
 MAX_CHANNELS = 4  # colour images; with more, a blocked input pays
 MAX_UNROLLED_TAPS = 36  # 3x3 over four channels; LLVM chews half a minute on 7x7 over three
-
-
-def _define_space(cfg: Any, height: int, width: int) -> None:
-    """Knobs: the register tile ``rows`` x ``columns``, and ``pixels_outer`` (see pointwise)."""
-    limit = max_accumulators()
-    cfg.define_knob("rows", [rows for rows in (1, 2) if height % rows == 0])
-    cfg.define_knob("columns", divisors(width, limit))
-    cfg.define_knob("pixels_outer", [1, 0])
-    if isinstance(cfg, ConfigSpace):
-        cfg.multi_filter(lambda entity: entity["rows"].val * entity["columns"].val <= limit)
-    if cfg.is_fallback:
-        cfg["rows"] = OtherOptionEntity(1)
-        cfg["columns"] = OtherOptionEntity(divisors(width, max(limit // 2, 4))[-1])
-        cfg["pixels_outer"] = OtherOptionEntity(1)
 
 
 @autotvm.register_topi_compute(TASK)
@@ -92,7 +75,8 @@ def stem_conv2d(
     top, left, bottom, right = (int(pad) for pad in pads)
     out_height = (height + top + bottom - kernel_height) // stride_y + 1
     out_width = (width + left + right - kernel_width) // stride_x + 1
-    _define_space(cfg, out_height, out_width)
+    # pixels_outer: as in pointwise.
+    define_row_tile(cfg, out_height, out_width, "pixels_outer")
     taps = channels * kernel_height * kernel_width
     cfg.add_flop(2 * batch * chunks * block * out_height * out_width * taps)
 

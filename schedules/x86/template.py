@@ -6,9 +6,29 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import te
+from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from tvm.topi.utils import traverse_inline
 
-from mobilenet_tvm.schedules.x86.layout import shape_of
+from mobilenet_tvm.schedules.x86.layout import divisors, max_accumulators, shape_of
+
+
+def define_row_tile(cfg: Any, height: int, width: int, other_knob: str) -> None:
+    """Knobs ``rows`` x ``columns``, an output tile that fits the registers, and a switch.
+
+    The untuned default is the widest single row that leaves half the registers to weights and
+    inputs, with the switch on. All knobs are numbers, because AutoTVM's cost model learns from
+    their values.
+    """
+    limit = max_accumulators()
+    cfg.define_knob("rows", [rows for rows in (1, 2) if height % rows == 0])
+    cfg.define_knob("columns", divisors(width, limit))
+    cfg.define_knob(other_knob, [1, 0])
+    if isinstance(cfg, ConfigSpace):
+        cfg.multi_filter(lambda entity: entity["rows"].val * entity["columns"].val <= limit)
+    if cfg.is_fallback:
+        cfg["rows"] = OtherOptionEntity(1)
+        cfg["columns"] = OtherOptionEntity(divisors(width, max(limit // 2, 4))[-1])
+        cfg[other_knob] = OtherOptionEntity(1)
 
 
 def unpacked(conv: te.Tensor, tag: str) -> te.Tensor:
