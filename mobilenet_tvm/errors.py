@@ -28,3 +28,14 @@ class DeviceError(MobilenetTvmError):
     """The device or a worker failed for good: nothing could be built or run."""
 
     exit_code = 3
+
+
+def last_line(error: BaseException) -> str:
+    """The line that says what is wrong, of an error of TVM's that may hold a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def carries_interrupt(error: BaseException) -> bool:
+    """Whether an error of TVM's is a Ctrl-C that came through it (see cli/interrupts.py)."""
+    return "Interrupt" in str(error)

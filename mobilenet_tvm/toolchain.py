@@ -12,8 +12,13 @@ work-around            without it                                    can go
 debug-info library     LLVM >= 21 rejects the debug info of          when TVM emits valid
                        let-bound vectors: about half of random       debug info
                        depthwise configs fail to build
+``pass_config``        CSE takes up to 16 s on one of Ansor's        when TIR's CSE is fast
+                       unrolled candidates
 ``libinfo`` cache      ``tvm.support.libinfo()`` rebuilds a table    when TVM caches it
                        a thousand times a build: 11 of 57 s
+``TVM_BIND_THREADS``   TVM binds its threads to the machine's first  when TVM asks which
+                       cores, whatever ``taskset`` allows: two runs  cores it may use
+                       on cores of their own meet on core 0
 ``Worker`` time-outs   some configs keep LLVM busy for minutes, a    never: a candidate is
                        bad intrinsic aborts the process              built outside the parent
 tvm shadowing          ``apache-tvm`` overwrites the pinned files    when one wheel owns
@@ -42,7 +47,7 @@ from typing import Any
 
 import platformdirs
 
-from mobilenet_tvm.errors import DeviceError, MobilenetTvmError
+from mobilenet_tvm.errors import DeviceError, MobilenetTvmError, last_line
 
 TVM_PACKAGE = "xtc-tvm-python-bindings"
 TVM_VERSION = "0.19.0"
@@ -80,10 +85,12 @@ def prepare() -> None:
     """Set the environment up for TVM. Idempotent, fast, and never raises.
 
     What cannot be set up (no writable cache, TVM imported before us) is reported by
-    ``problems()``, which ``doctor`` prints; building then falls back to the pass option that
-    cures most of the debug-info failures (see ``pass_config``).
+    ``problems()``, which ``doctor`` prints; the pass option that is always set
+    (``pass_config``) then still cures most of the debug-info failures.
     """
     os.environ.setdefault("TOPHUB_LOCATION", "NONE")
+    if _bound_to_some_cores():
+        os.environ.setdefault("TVM_BIND_THREADS", "0")
     if _debug_info_library_active() or sys.platform != "linux" or "tvm" in sys.modules:
         return
     try:
@@ -93,6 +100,13 @@ def prepare() -> None:
         return
     preload = os.environ.get("LD_PRELOAD", "")
     os.environ["LD_PRELOAD"] = f"{library}:{preload}" if preload else str(library)
+
+
+def _bound_to_some_cores() -> bool:
+    """Whether this process may use some of the machine's cores only (``taskset``)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return False
+    return len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
 
 
 def debug_info_library() -> Path:
@@ -241,10 +255,12 @@ def llvm_version() -> str:
 def pass_config() -> dict[str, Any]:
     """Options for every ``tvm.transform.PassContext``.
 
-    Empty while the debug-info library is active; otherwise common-subexpression elimination
-    is off, which cures most (not all) of the debug-info failures.
+    Common-subexpression elimination in TIR is off. It takes up to 16 s on one of Ansor's
+    unrolled candidates, that LLVM then compiles in 0.3 s; LLVM eliminates them all the same
+    (V1 runs as fast without it: 10.70 against 10.78 ms). And without it most of the debug-info
+    failures are gone where the debug-info library is not there.
     """
-    return {} if _debug_info_library_active() else {"tir.disable_cse_tir": True}
+    return {"tir.disable_cse_tir": True}
 
 
 @dataclass(frozen=True)
@@ -284,7 +300,8 @@ def die_with_parent(parent: int) -> None:
 
 def _start_worker(parent: int) -> None:
     """First call in every worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    for sent_to_all in (signal.SIGINT, signal.SIGTERM):  # is for the parent to handle
+        signal.signal(sent_to_all, signal.SIG_IGN)
     die_with_parent(parent)
     activate()
 
@@ -308,14 +325,33 @@ class Worker:
             stderr=subprocess.DEVNULL,
         )
 
+    def _start(self) -> None:
+        """Start the child if there is none: that this fails says nothing of what it is to do."""
+        if self._worker._proc is not None:
+            return
+        try:
+            self._worker.send(os.getpid)
+            self._worker.recv()
+        except Exception as error:  # whatever the system, TVM or the initializer raised
+            self.close()
+            raise DeviceError(
+                f"cannot start a worker process ({last_line(error)}): free memory, processes or "
+                "file handles, and run the same command again"
+            ) from error
+        except BaseException:  # Ctrl-C: it is not fit to be called
+            self.close()
+            raise
+
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
         """``function(*arguments)`` in the child.
 
         Raises:
             TimeoutError: it took longer than ``timeout_s`` seconds; the child was killed.
             ChildProcessError: the child died (a segmentation fault, an LLVM assertion).
+            DeviceError: no child can be started.
             Exception: whatever the function raised.
         """
+        self._start()
         try:
             self._worker.send(function, arguments, timeout=timeout_s)
         except BaseException:  # Ctrl-C while it started, say: it is not fit to be called again
