@@ -1,6 +1,7 @@
 """The tuning log: TVM's own record lines, appended one by one and never damaged.
 
-A line is what ``autotvm.record.encode`` writes, so stock TVM and tvmc read the file as it is.
+A line is what AutoTVM or Ansor writes (see ``records.lines``), so stock TVM and tvmc read the
+file as it is. One file holds lines of one searcher: neither of TVM's readers takes the other's.
 A line is written with one ``write``: a killed run leaves at most its last line cut short,
 which the next run drops with a warning; a full disk takes the cut line back at once.
 """
@@ -10,74 +11,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 
 import filelock
-import msgspec
 
-from mobilenet_tvm import toolchain
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.records.tasks import Task, workload_key
-
-# How many times as fast as the default a configuration must be to replace it.
-CLEARLY = 1.02
-
-
-@dataclass(frozen=True)
-class Record:
-    """One finished trial.
-
-    Attributes:
-        key: the task's key (see ``records.tasks``).
-        config: index of the configuration in the task's space.
-        cost_s: median seconds of one call; None when the trial failed.
-        error: TVM's ``MeasureErrorNo``, 0 when it succeeded.
-        line: the record line as it stands in the log.
-        target: TVM's target string that it was measured for.
-    """
-
-    key: str
-    config: int
-    cost_s: float | None
-    error: int
-    line: str
-    target: str = ""
-
-
-def parse_line(line: str) -> Record:
-    """Read one AutoTVM record line.
-
-    Raises:
-        ValueError: the line is no AutoTVM record.
-    """
-    toolchain.activate()
-    from tvm.autotvm.record import decode
-
-    try:
-        msgspec.json.decode(line)
-        decoded = decode(line, "json")
-        if decoded is None:
-            raise ValueError("a record of an older TVM")
-        given, result = decoded
-        cost_s = None if result.error_no else median(float(cost) for cost in result.costs)
-        record = Record(
-            key=workload_key(given.task.workload),
-            config=int(given.config.index),
-            cost_s=cost_s,
-            error=int(result.error_no),
-            line=line,
-            target=str(given.target),
-        )
-    # Whatever TVM raises where a field is missing or has another type.
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise ValueError(str(error)) from None
-    if cost_s is not None and not cost_s > 0:
-        raise ValueError(f"it took {cost_s} seconds")
-    return record
+from mobilenet_tvm.records.lines import Record, parse_line
 
 
 def read_log(path: Path, warn: Callable[[str], None]) -> list[Record]:
@@ -94,7 +35,7 @@ def read_log(path: Path, warn: Callable[[str], None]) -> list[Record]:
         raise UsageError(f"cannot read the log {path}: {error.strerror}") from None
     records, bad = [], []
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+        if not line.strip() or line.startswith("#"):  # TVM's readers pass over comments too
             continue
         try:
             records.append(parse_line(line))
@@ -106,37 +47,27 @@ def read_log(path: Path, warn: Callable[[str], None]) -> list[Record]:
     return records
 
 
-def best_records(records: Iterable[Record]) -> dict[str, Record]:
-    """The fastest successful record of each task, by the median of its repeats."""
-    best: dict[str, Record] = {}
-    for record in records:
-        if record.cost_s is None:
-            continue
-        known = best.get(record.key)
-        if known is None or known.cost_s is None or record.cost_s < known.cost_s:
-            best[record.key] = record
-    return best
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keep every other writer of a log away meanwhile. Folders are made.
 
-
-def choose_records(tasks: Iterable[Task], records: Sequence[Record]) -> dict[str, Record]:
-    """The record that each task is built with, by key.
-
-    It is the fastest one measured for the task's target; but the untuned default, where that
-    was measured too and nothing is clearly faster: a smaller difference than ``CLEARLY`` is
-    not repeatable in the model, where caches and neighbours decide.
+    Raises:
+        UsageError: another one holds it, or the place cannot be written.
     """
-    chosen: dict[str, Record] = {}
-    for task in tasks:
-        target = str(task.handle.target)
-        known = [r for r in records if r.key == task.key and r.target == target]
-        best = best_records(known).get(task.key)
-        default = best_records(r for r in known if r.config == task.default).get(task.key)
-        if best is not None and best.cost_s is not None:
-            limit_s = best.cost_s * CLEARLY
-            if default is not None and default.cost_s is not None and default.cost_s <= limit_s:
-                best = default
-            chosen[task.key] = best
-    return chosen
+    lock = filelock.FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UsageError(
+            f"another tuning run is writing {path}: wait for it, or give this one another -o"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class RecordLog:
@@ -152,29 +83,18 @@ class RecordLog:
         self.path = path
         self.records: list[Record] = []
         self._warn = warn
-        self._lock = filelock.FileLock(f"{path}.lock")
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> RecordLog:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UsageError(
-                f"another tuning run is writing {self.path}: wait for it, or give this one "
-                "another -o"
-            ) from None
-        except OSError as error:
-            raise UsageError(f"cannot write {self.path}: {error.strerror}") from None
-        try:
-            self._drop_cut_line()
-            if self.path.exists():
-                self.records = read_log(self.path, self._warn)
-        except OSError as error:
-            self._lock.release()
-            raise UsageError(f"cannot write {self.path}: {error.strerror}") from None
-        except BaseException:
-            self._lock.release()
-            raise
+        with contextlib.ExitStack() as stack:  # lets go of the log when it cannot be read
+            stack.enter_context(hold(self.path))
+            try:
+                self._drop_cut_line()
+                if self.path.exists():
+                    self.records = read_log(self.path, self._warn)
+            except OSError as error:
+                raise UsageError(f"cannot write {self.path}: {error.strerror}") from None
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -183,7 +103,7 @@ class RecordLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        self._held.close()
 
     def _drop_cut_line(self) -> None:
         """Cut off a last line that a killed run left without its end."""
@@ -211,7 +131,7 @@ class RecordLog:
             DeviceError: the disk is full or failed; what was there before is kept.
         """
         record = parse_line(line)
-        data = line.rstrip("\n").encode() + b"\n"
+        data = record.line.encode() + b"\n"
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
@@ -243,4 +163,4 @@ def _write_whole(descriptor: int, data: bytes) -> None:
 
 def log_digest_text(records: Sequence[Record]) -> bytes:
     """The bytes that an artifact's ``log_digest`` is taken of: the lines used, in order."""
-    return "".join(record.line.rstrip("\n") + "\n" for record in records).encode()
+    return "".join(record.line + "\n" for record in records).encode()

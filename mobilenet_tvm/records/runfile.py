@@ -17,7 +17,8 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``timing`` says whether the records' times are latencies: only ``measured`` ones ever are.
     ``spent_s`` is the search time of all runs on this log together; ``failures`` counts failed
-    trials by kind (``build_error``, ``build_timeout``, ``run_error``, ``run_timeout``).
+    trials by kind (``build_error``, ``build_timeout``, ``run_error``, ``run_timeout``,
+    ``wrong_output``).
     """
 
     format_version: int
@@ -65,6 +66,11 @@ def read_run(log: Path) -> RunInfo | None:
     return run
 
 
+def run_bytes(run: RunInfo) -> bytes:
+    """What the run file holds."""
+    return msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
+
+
 def write_run(log: Path, run: RunInfo) -> None:
     """Write the run file of a log, whole or not at all.
 
@@ -74,7 +80,7 @@ def write_run(log: Path, run: RunInfo) -> None:
     path = run_path(log)
     temporary = path.with_suffix(".json.tmp")
     try:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
+        temporary.write_bytes(run_bytes(run))
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

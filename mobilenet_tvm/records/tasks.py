@@ -10,10 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.targets import Preset
+
+SearcherName = Literal["autotvm", "ansor"]
+
+# A configuration: its index in a template's space, or the JSON text of Ansor's transform steps.
+Config = int | str
 
 _TUNED_OPERATORS = ("nn.conv2d", "nn.dense")
 
@@ -29,7 +34,10 @@ class Task:
         weight: calls in one inference.
         candidates: indices into the configuration space that may be tried.
         default: the candidate that is used where there is no record; None if it is none of them.
-        handle: the ``autotvm.task.Task``.
+        handle: the ``autotvm.task.Task``, or the ``auto_scheduler.SearchTask``.
+        searcher: who can search it. An Ansor task has no ``candidates`` and no ``default``; its
+            label equals that of the AutoTVM task for the same layer.
+        weight_bytes: size of the kernel's constant arguments.
     """
 
     key: str
@@ -39,11 +47,13 @@ class Task:
     candidates: tuple[int, ...] = field(repr=False)
     default: int | None
     handle: Any = field(repr=False, compare=False)
+    searcher: SearcherName = "autotvm"
+    weight_bytes: int = 0
 
     @property
-    def weight_bytes(self) -> int:
-        """Size of the kernel's weights (its second argument, float32)."""
-        return 4 * math.prod(int(size) for size in self.handle.args[1][1])
+    def target(self) -> str:
+        """TVM's target string, as ``Record.target`` has it."""
+        return str(self.handle.target)
 
 
 def workload_key(workload: Any) -> str:
@@ -107,15 +117,21 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
         tasks.append(
             Task(
                 key=workload_key(handle.workload),
-                label=_label(name, arguments),
+                label=template_label(name, arguments),
                 flops=float(handle.flop),
                 weight=weight,
                 candidates=tuple(candidates),
                 default=_default_candidate(handle, candidates),
                 handle=handle,
+                weight_bytes=tensor_bytes(arguments[1][1]),
             )
         )
     return tuple(tasks)
+
+
+def tensor_bytes(shape: Sequence[int]) -> int:
+    """Size of a float32 tensor."""
+    return 4 * math.prod(int(size) for size in shape)
 
 
 def _default_candidate(handle: Any, candidates: Sequence[int]) -> int | None:
@@ -126,11 +142,11 @@ def _default_candidate(handle: Any, candidates: Sequence[int]) -> int | None:
     with handle.target, autotvm.task.ApplyConfig(fallback):
         handle.func(*handle.args)
     space = handle.config_space
-    wanted = _knobs(fallback, space)
-    return next((i for i in candidates if _knobs(space.get(i), space) == wanted), None)
+    wanted = knob_values(fallback, space)
+    return next((i for i in candidates if knob_values(space.get(i), space) == wanted), None)
 
 
-def _knobs(config: Any, space: Any) -> dict[str, Any]:
+def knob_values(config: Any, space: Any) -> dict[str, Any]:
     """Values of a configuration's knobs; of a split all but the first, which follows."""
     values = {}
     for name in space.space_map:
@@ -139,17 +155,38 @@ def _knobs(config: Any, space: Any) -> dict[str, Any]:
     return values
 
 
-def _label(name: str, arguments: Any) -> str:
-    """``depthwise 3x3/2 64 @ 112x112``: kind, kernel/stride, channels, input height x width."""
+def template_label(name: str, arguments: Any) -> str:
+    """The label of a template's task; the template's own name where it is no layer of ours."""
     data, kernel = arguments[0][1], arguments[1][1]
     if name.startswith("dense"):
         return f"{name.removesuffix('.x86')} {data[1]}->{kernel[0]}"
     if len(data) != 4 or len(kernel) != 4:
         return name
-    kind = {"depthwise": "depthwise", "pointwise": "pointwise"}.get(name.split("_")[0], "conv")
+    stride = arguments[2][0]
+    return layer_label(data, kernel, stride, depthwise=name.startswith("depthwise"))
+
+
+def layer_label(data: Sequence[int], kernel: Sequence[int], stride: int, *, depthwise: bool) -> str:
+    """``depthwise 3x3/2 64 @ 112x112``: kind, kernel/stride, channels, input height x width.
+
+    Args:
+        data: ``[N, C, H, W]``.
+        kernel: ``[O, I, H, W]``.
+        stride: of the rows.
+        depthwise: whether every channel has filters of its own.
+    """
+    kind = "depthwise" if depthwise else "conv"
     if kind == "conv" and tuple(kernel[2:]) == (1, 1):
         kind = "pointwise"
-    stride = arguments[2][0]
-    channels = f"{data[1]}" if kind == "depthwise" else f"{data[1]}->{kernel[0]}"
+    channels = f"{data[1]}" if depthwise else f"{data[1]}->{kernel[0]}"
     size = f"{kernel[2]}x{kernel[3]}" + (f"/{stride}" if stride != 1 else "")
     return f"{kind} {size} {channels} @ {data[2]}x{data[3]}"
+
+
+def convolution_label(call: Any) -> str:
+    """The label of a typed ``nn.conv2d`` call in NCHW."""
+    data, kernel = (tuple(map(int, arg.checked_type.shape)) for arg in call.args)
+    groups = int(call.attrs.groups)
+    return layer_label(
+        data, kernel, int(call.attrs.strides[0]), depthwise=groups == data[1] and groups > 1
+    )

@@ -9,8 +9,7 @@ import pytest
 from mobilenet_tvm import frontend, targets, zoo
 from mobilenet_tvm.frontend import RelayModel
 from mobilenet_tvm.records import Task, extract_tasks
-from mobilenet_tvm.search import Trial
-from mobilenet_tvm.search.tuning import record_line
+from mobilenet_tvm.search import AutoTvmSearcher, Trial
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +32,6 @@ def line(tiny_tasks: tuple[Task, ...]) -> Callable[..., str]:
     def make(task: int = 0, candidate: int = 0, *costs_s: float, failure: object = None) -> str:
         chosen = tiny_tasks[task]
         trial = Trial(chosen.candidates[candidate], costs_s, failure)  # type: ignore[arg-type]
-        return record_line(chosen, trial)
+        return AutoTvmSearcher(chosen, trials=1, seed=0).record_line(trial)
 
     return make

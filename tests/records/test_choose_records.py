@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilenet_tvm.records import Record, Task, choose_records
-from mobilenet_tvm.records.log import CLEARLY
+from mobilenet_tvm.records.choose import CLEARLY
 
 
 def record(task: Task, config: int | None, cost_s: float | None, **changes: str) -> Record:

@@ -87,6 +87,7 @@ def test_whole_last_line_without_newline_is_kept(log_path: Path, line: Line) -> 
     assert [r.cost_s for r in read_log(log_path, fail_on_warning)] == [1e-6, 2e-6, 3e-6]
 
 
+# A line of Ansor's, but without the figures of the hardware: TVM itself cannot read it.
 ANSOR = '{"i": [["[\\"k\\"]", "llvm", [], "", 0, []], [[], []]], "r": [[1], 0, 1, 1], "v": "v0.6"}'
 
 

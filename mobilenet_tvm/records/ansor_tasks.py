@@ -1,0 +1,135 @@
+"""The Ansor tasks of a model: every fused subgraph with a reduction, in NHWC.
+
+Ansor schedules a convolution together with the bias, the activation and the residual
+addition behind it. A task's label is that of the AutoTVM task for the same convolution, so that
+the two searchers' records of one layer can be set against each other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.frontend.layout import to_nhwc
+from mobilenet_tvm.records.tasks import Task, layer_label, tensor_bytes
+from mobilenet_tvm.records.workloads import register_workloads
+from mobilenet_tvm.targets import Preset
+
+_CACHE_LINE_BYTES = 64
+
+
+def extract_ansor_tasks(module: Any, preset: Preset, *, threads: int = 1) -> tuple[Task, ...]:
+    """All Ansor tasks of a Relay module.
+
+    Args:
+        module: ``IRModule`` as ``frontend.to_relay`` leaves it, weights bound, layout NCHW.
+        preset: the target.
+        threads: that the module will run on; Ansor's sketches have as many parallel parts.
+    """
+    toolchain.activate()
+    import tvm
+    from tvm import auto_scheduler
+
+    hardware = auto_scheduler.HardwareParams(
+        num_cores=threads,
+        vector_unit_bytes=4 * preset.peak_lanes,
+        cache_line_bytes=_CACHE_LINE_BYTES,
+        # Of GPUs; without a device all eight must be given.
+        max_shared_memory_per_block=0,
+        max_local_memory_per_block=0,
+        max_threads_per_block=0,
+        max_vthread_extent=0,
+        warp_size=0,
+    )
+    handles, weights = auto_scheduler.extract_tasks(
+        to_nhwc(module)["main"],
+        {},
+        tvm.target.Target(preset.target),
+        hardware_params=hardware,
+    )
+    return tuple(
+        _task(handle, int(weight)) for handle, weight in zip(handles, weights, strict=True)
+    )
+
+
+def _task(handle: Any, weight: int) -> Task:
+    tensors = list(handle.compute_dag.tensors)
+    moved = sum(tensor_bytes(tensor.shape) for tensor in tensors)
+    # -1 where Ansor cannot count: one operation for each number read is near enough for a pool.
+    flops = max(float(handle.compute_dag.flop_ct), moved / 4)
+    convolution = _convolution(handle.compute_dag)
+    label, weight_bytes = handle.desc.removeprefix("vm_mod_fused_"), 0
+    if convolution is not None:
+        label, weight_bytes = _describe(convolution)
+    return Task(
+        key=str(handle.workload_key),
+        label=label,
+        flops=flops,
+        weight=weight,
+        candidates=(),
+        default=None,
+        handle=handle,
+        searcher="ansor",
+        weight_bytes=weight_bytes,
+    )
+
+
+def labels_beside(log: Path) -> dict[str, str]:
+    """Labels of the convolutions that the workloads beside an Ansor log hold, by key.
+
+    Raises:
+        UsageError: they are damaged.
+    """
+    keys = register_workloads(log)
+    if not keys:
+        return {}
+    from tvm.auto_scheduler import ComputeDAG
+
+    found = {key: _convolution(ComputeDAG(key)) for key in keys}
+    return {key: _describe(op)[0] for key, op in found.items() if op is not None}
+
+
+def _convolution(dag: Any) -> Any:
+    """The convolution of a compute DAG, or None."""
+    return next((op for op in dag.ops if "conv2d" in op.name.lower()), None)
+
+
+def _describe(convolution: Any) -> tuple[str, int]:
+    """Label and size of the weights of an NHWC convolution in a compute DAG."""
+    import tvm
+
+    data, kernel = convolution.input_tensors
+    rows = next(
+        load.indices[1]
+        for load in _loads(convolution.body[0].source[0])
+        if load.producer.op.name == data.op.name
+    )
+    # The input row is stride * output row + dilation * kernel row.
+    stride = tvm.arith.detect_linear_equation(rows, [convolution.axis[1].var])[0]
+    while data.op.input_tensors:  # padding
+        data = data.op.input_tensors[0]
+    _, height, width, channels = (int(size) for size in data.shape)
+    kernel_height, kernel_width, third, fourth = (int(size) for size in kernel.shape)
+    depthwise = convolution.name == "DepthwiseConv2d"
+    filters = third * fourth if depthwise else fourth
+    label = layer_label(
+        (1, channels, height, width),
+        (filters, 1 if depthwise else third, kernel_height, kernel_width),
+        int(stride),
+        depthwise=depthwise,
+    )
+    return label, tensor_bytes(kernel.shape)
+
+
+def _loads(expression: Any) -> list[Any]:
+    import tvm
+
+    found: list[Any] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, tvm.tir.ProducerLoad):
+            found.append(node)
+
+    tvm.tir.stmt_functor.post_order_visit(expression, visit)
+    return found

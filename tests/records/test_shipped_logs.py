@@ -1,0 +1,51 @@
+"""The logs that come with the package: whole, and of use to the model that they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mobilenet_tvm import frontend, targets, tuning_logs, zoo
+from mobilenet_tvm.records import (
+    best_records,
+    choose_records,
+    extract_tasks,
+    read_log,
+    read_run,
+    register_workloads,
+)
+
+LOGS = sorted(Path(tuning_logs.__path__[0]).rglob("*.jsonl"))
+
+
+def never(warning: str) -> None:
+    raise AssertionError(warning)
+
+
+def test_there_are_some() -> None:
+    assert {log.parent.name for log in LOGS} == {"x86-avx512"}
+    assert {log.name.split(".")[-2] for log in LOGS} == {"autotvm", "ansor"}
+
+
+@pytest.mark.parametrize("log", LOGS, ids=lambda log: log.name)
+def test_each_is_the_best_of_measured_trials_of_its_preset(log: Path) -> None:
+    records, run = read_log(log, never), read_run(log)
+    assert run is not None
+    assert (run.preset, run.timing) == (log.parent.name, "measured")
+    assert run.searcher == log.name.split(".")[-2]
+    assert len(best_records(records)) == len(records) > 10
+    if run.searcher == "ansor":
+        assert register_workloads(log) >= {record.key for record in records}
+
+
+def test_v1_begins_with_a_record_for_each_convolution() -> None:
+    preset = targets.resolve("x86-avx512")
+    relay = frontend.to_relay(frontend.clean(frontend.from_proto(zoo.build("mobilenet_v1"), "v1")))
+    tasks = extract_tasks(relay.module, preset)
+    records = [record for log in LOGS for record in read_log(log, never)]
+    missing = {task.label for task in tasks} - {
+        task.label for task in tasks if task.key in choose_records(tasks, records)
+    }
+    # The records are of a model with a class for the background.
+    assert missing == {"pointwise 1x1 1024->1000 @ 1x1"}
