@@ -1,15 +1,20 @@
-"""The searcher and the tuning run: budget, resume, failures, progress."""
+"""The searchers and the tuning run: budget, resume, failures, progress."""
 
+from mobilenet_tvm.search.ansor import AnsorSearcher, CostModel
 from mobilenet_tvm.search.autotvm import AutoTvmSearcher
+from mobilenet_tvm.search.interface import Budget, Searcher, Summary
 from mobilenet_tvm.search.measure import LocalMeasurer, Measurer
 from mobilenet_tvm.search.progress import PlainProgress, Progress, RichProgress
 from mobilenet_tvm.search.replay import ReplayMeasurer
+from mobilenet_tvm.search.transfer import first_configs
 from mobilenet_tvm.search.trial import Failure, Trial
-from mobilenet_tvm.search.tuning import Budget, Summary, tune_tasks
+from mobilenet_tvm.search.tuning import tune_tasks
 
 __all__ = [
+    "AnsorSearcher",
     "AutoTvmSearcher",
     "Budget",
+    "CostModel",
     "Failure",
     "LocalMeasurer",
     "Measurer",
@@ -17,7 +22,9 @@ __all__ = [
     "Progress",
     "ReplayMeasurer",
     "RichProgress",
+    "Searcher",
     "Summary",
     "Trial",
+    "first_configs",
     "tune_tasks",
 ]

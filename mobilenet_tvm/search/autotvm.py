@@ -9,12 +9,13 @@ cut short goes on with the very batch it was in.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.records import Task
+from mobilenet_tvm.records import Config, Task
 from mobilenet_tvm.search.trial import Trial
 
 # Trials before the cost model is worth asking, and between two times it is asked.
@@ -29,20 +30,33 @@ class AutoTvmSearcher:
         trials: how many may be tried in all, those of earlier runs included.
         seed: of every random choice.
         done: cost in seconds of what earlier runs tried, oldest first; infinite where it failed.
+        first: configurations to try before all others but the default, best first.
     """
 
     def __init__(
-        self, task: Task, *, trials: int, seed: int, done: Mapping[int, float] | None = None
+        self,
+        task: Task,
+        *,
+        trials: int,
+        seed: int,
+        done: Mapping[Config, float] | None = None,
+        first: Sequence[Config] = (),
     ) -> None:
         self._task = task
         # A log may hold what is no candidate (any more).
         known = set(task.candidates)
-        self._done = {config: cost for config, cost in (done or {}).items() if config in known}
+        self._done = {
+            config: cost
+            for config, cost in (done or {}).items()
+            if isinstance(config, int) and config in known
+        }
         self._order = list(task.candidates)
         random.Random(f"{seed}:{task.key}").shuffle(self._order)
-        if task.default is not None:  # first, so that tuning never ends behind not tuning
-            self._order.remove(task.default)
-            self._order.insert(0, task.default)
+        # The default comes first, so that tuning never ends behind not tuning.
+        head = [] if task.default is None else [task.default]
+        head += [config for config in first if isinstance(config, int) and config in known]
+        self._head = head = list(dict.fromkeys(head))
+        self._order = head + [config for config in self._order if config not in head]
         self._limit = min(trials, len(self._order))
         self._seed = seed
         self._queue: list[int] = []
@@ -57,7 +71,12 @@ class AutoTvmSearcher:
         """How many have been, those of earlier runs included."""
         return min(len(self._done), self._limit)
 
-    def next(self) -> int | None:
+    @property
+    def batch(self) -> int:
+        """Trials between two times that the cost model is asked."""
+        return _BATCH
+
+    def next(self) -> Config | None:
         """The configuration to try next, or None when there is nothing left to try."""
         if len(self._done) >= self._limit:
             return None
@@ -67,7 +86,20 @@ class AutoTvmSearcher:
 
     def tell(self, trial: Trial) -> None:
         """Learn from a finished trial."""
+        assert isinstance(trial.config, int)
         self._done[trial.config] = trial.cost_s
+
+    def record_line(self, trial: Trial) -> str:
+        """A trial as TVM's own record line."""
+        toolchain.activate()
+        from tvm.autotvm.measure import MeasureInput, MeasureResult
+        from tvm.autotvm.record import encode
+
+        handle = self._task.handle
+        given = MeasureInput(handle.target, handle, handle.config_space.get(trial.config))
+        error = 0 if trial.failure is None else trial.failure.measure_error
+        result = MeasureResult(trial.costs_s, error, trial.elapsed_s, time.time())
+        return str(encode(given, result, "json"))
 
     def _propose(self) -> list[int]:
         """What is left of the batch that the run is in, last one first.
@@ -81,8 +113,9 @@ class AutoTvmSearcher:
         behind = len(self._done) % _BATCH
         before = dict(list(self._done.items())[: len(self._done) - behind])
         batch = self._ask_model(before) if before else []
-        chosen = [config for config in batch if config not in self._done]
-        chosen += [config for config in fresh if config not in batch]  # where it has no idea
+        # Where the model has no idea, any.
+        first = dict.fromkeys([*self._head, *batch, *fresh])
+        chosen = [config for config in first if config not in self._done]
         return chosen[: _BATCH - behind][::-1]
 
     def _ask_model(self, done: Mapping[int, float]) -> list[int]:

@@ -7,19 +7,38 @@ between, so a trial takes a tenth of what AutoTVM's LocalBuilder and LocalRunner
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
 from typing import Any, Protocol
 
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.records import Task
+from mobilenet_tvm.errors import DeviceError
+from mobilenet_tvm.records import CLEARLY, Config, Task
+from mobilenet_tvm.search.candidates import (
+    Candidate,
+    Kernel,
+    build,
+    build_reference,
+    build_to_check,
+    describe,
+)
 from mobilenet_tvm.search.trial import Failure, Trial
 
-BUILD_TIMEOUT_S = 10.0
-RUN_TIMEOUT_S = 10.0
+BUILD_TIMEOUT_S = 6.0
+RUN_TIMEOUT_S = 4.0
+CHECK_TIMEOUT_S = 30.0
+# Of the largest value of the result. Sums of a thousand float32 products in another order differ
+# by 1e-6 of it; a kernel that is wrong by a thousandth is wrong.
+TOLERANCE = 1e-4
 # Calls of one trial: as many as fit the time, within bounds.
 MEASURE_S = 0.03
 MIN_CALLS = 20
 MAX_CALLS = 60
+# A kernel that takes so many times as long as the best one need not be known more exactly.
+HOPELESS = 1.5
 
 _PREPARE = "mobilenet_tvm.as_in_the_model"
 
@@ -27,33 +46,34 @@ _PREPARE = "mobilenet_tvm.as_in_the_model"
 class Measurer(Protocol):
     """Where trials are measured: this machine, a recorded table, later a board."""
 
-    def measure(self, task: Task, config: int, deadline_s: float) -> Trial:
-        """Measure one configuration, in at most about ``deadline_s`` seconds."""
+    def measure(
+        self, task: Task, config: Config, deadline_s: float, best_s: float = float("inf")
+    ) -> Trial:
+        """Measure one configuration, in at most about ``deadline_s`` seconds.
+
+        ``best_s`` is the task's best time so far. What is faster is compared with a reference
+        kernel, and fails with ``Failure.WRONG_OUTPUT`` where the two differ; what is far slower
+        is timed by a few calls only.
+
+        Raises:
+            DeviceError: nothing can be measured any more.
+        """
 
     def close(self) -> None:
         """Release the device."""
 
 
-# What the child keeps between its two calls for one trial.
+# What the child keeps between its calls for one trial, and of the task that it checked last.
 _built: dict[str, Any] = {}
+_expected: dict[str, Any] = {}
 
 
-def _build(handle: Any, config: int) -> None:
+def _build(candidate: Candidate) -> None:
     """Child side: compile one candidate."""
-    import tvm
-    from tvm import autotvm
-
-    import mobilenet_tvm.schedules  # noqa: F401  (registers our templates)
-
-    # Templates then take the layout they want as their input, as they find it in the model.
-    autotvm.GLOBAL_SCOPE.in_tuning = True
-    with handle.target, tvm.transform.PassContext(config=toolchain.pass_config()):
-        schedule, arguments = handle.instantiate(handle.config_space.get(config))
-        function = tvm.build(schedule, arguments, target=handle.target)
-    _built["function"], _built["arguments"] = function, arguments
+    _built["kernel"] = build(candidate)
 
 
-def _run(threads: int, model_bytes: int) -> tuple[float, ...]:
+def _run(threads: int, model_bytes: int, weight_bytes: int, best_s: float) -> tuple[float, ...]:
     """Child side: time the candidate built last, on random data. Seconds of one call each.
 
     Before every call the caches are put into the state they have in the model: the kernel's
@@ -62,24 +82,24 @@ def _run(threads: int, model_bytes: int) -> tuple[float, ...]:
     """
     import numpy as np
     import tvm
-    from tvm.topi.utils import get_const_tuple
 
     device = tvm.cpu(0)
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
-    random = np.random.default_rng(0)
-    arrays = [
-        tvm.nd.array(random.uniform(-1, 1, get_const_tuple(t.shape)).astype(t.dtype), device)
-        for t in _built["arguments"]
-    ]
+    kernel: Kernel = _built["kernel"]
+    arrays = [tvm.nd.array(data, device) for data in _random(kernel)]
     other_layers = np.ones(model_bytes // 4 + 1, np.float32)
-    activations = np.from_dlpack(arrays[0])
+    data = [np.from_dlpack(array) for array in arrays]
+    inputs = [i for i in range(len(data)) if i != kernel.result]
+    weights = next((i for i in reversed(inputs) if data[i].nbytes == weight_bytes), None)
+    just_written = [data[i] for i in inputs if i != weights]
 
     def as_in_the_model(*_arguments: object) -> None:
         other_layers.sum()
-        activations.sum()
+        for activations in just_written:
+            activations.sum()
 
     tvm.register_func(_PREPARE, as_in_the_model, override=True)
-    function = _built["function"]
+    function = kernel.function
 
     def time_calls(calls: int) -> tuple[float, ...]:
         timer = function.time_evaluator(
@@ -87,10 +107,61 @@ def _run(threads: int, model_bytes: int) -> tuple[float, ...]:
         )
         return tuple(timer(*arrays).results)
 
-    once = min(time_calls(3))
+    once = min(first := time_calls(3))
+    if once > HOPELESS * best_s:
+        return first
     calls = int(np.clip(MEASURE_S / max(once, 1e-6), MIN_CALLS, MAX_CALLS))
     # A neighbour's burst only ever adds: the faster half is the kernel's own.
     return tuple(sorted(time_calls(calls))[: calls // 2])
+
+
+def _random(kernel: Kernel) -> list[Any]:
+    """Random inputs, and NaN for the result: what a kernel leaves unwritten shows."""
+    import numpy as np
+    from tvm.topi.utils import get_const_tuple
+
+    random = np.random.default_rng(0)
+    data = [
+        random.uniform(-1, 1, get_const_tuple(tensor.shape)).astype(tensor.dtype)
+        for tensor in kernel.arguments
+    ]
+    data[kernel.result][:] = np.nan
+    return data
+
+
+def _check(candidate: Candidate, task_key: str) -> float:
+    """Child side: largest difference to the reference kernel, of the reference's largest value.
+
+    NaN where the candidate yields NaN, or leaves it unwritten.
+    """
+    import numpy as np
+
+    # AutoTVM's kernels take the same arguments in the model and alone.
+    kernel: Kernel = _built["kernel"]
+    if candidate.searcher == "ansor":
+        kernel = build_to_check(candidate)
+    shapes = [tuple(map(int, tensor.shape)) for tensor in kernel.arguments]
+    if _expected.get("of") != (task_key, shapes):  # one task's trials come in a row
+        _expected.update(result=_result(build_reference(candidate)), of=(task_key, shapes))
+    reference = _expected["result"]
+    scale = max(float(np.max(np.abs(reference))), float(np.finfo(np.float32).tiny))
+    return float(np.max(np.abs(_result(kernel) - reference))) / scale
+
+
+def _result(kernel: Kernel) -> Any:
+    """What a kernel makes of the random inputs."""
+    import tvm
+
+    arrays = [tvm.nd.array(data, tvm.cpu(0)) for data in _random(kernel)]
+    kernel.function(*arrays)
+    return arrays[kernel.result].numpy()
+
+
+def _wrong(difference: float) -> str:
+    """What is wrong with a result so far from the reference kernel's."""
+    if math.isnan(difference):
+        return "part of the result is NaN or was never written"
+    return f"differs from the reference kernel by {difference:.1e} of its largest value"
 
 
 class LocalMeasurer:
@@ -107,37 +178,72 @@ class LocalMeasurer:
         self._threads = threads
         self._worker = toolchain.Worker()
 
-    def measure(self, task: Task, config: int, deadline_s: float) -> Trial:
+    def measure(
+        self, task: Task, config: Config, deadline_s: float, best_s: float = float("inf")
+    ) -> Trial:
         """See ``Measurer``. A crash or a time-out costs this one trial and nothing else."""
         start = time.monotonic()
+        candidate = describe(task, config)
 
-        def failed(kind: Failure, message: str) -> Trial:
-            return Trial(config, (), kind, message, time.monotonic() - start)
+        def trial(costs_s: tuple[float, ...], failure: Failure | None, message: str) -> Trial:
+            return Trial(config, costs_s, failure, message, time.monotonic() - start)
 
-        limit_s = min(BUILD_TIMEOUT_S, deadline_s)
+        def in_child(step: _Step, timeout_s: float, *arguments: object) -> Any:
+            left_s = deadline_s - (time.monotonic() - start)
+            limit_s = max(min(timeout_s, left_s), 0.1)
+            try:
+                return self._worker.call(step.function, *arguments, timeout_s=limit_s)
+            except TimeoutError:
+                message = f"{step.doing} took more than {limit_s:.1f} s"
+                raise _FailedError(step.timeout, message) from None
+            except ChildProcessError:
+                raise _FailedError(step.error, f"{step.who} crashed") from None
+            except DeviceError:  # there is no child: that is not the candidate's failure
+                raise
+            except Exception as error:  # whatever TVM or LLVM raised in the child
+                raise _FailedError(step.error, first_line(error)) from None
+
         try:
-            self._worker.call(_build, task.handle, config, timeout_s=limit_s)
-        except TimeoutError:
-            return failed(Failure.BUILD_TIMEOUT, f"building took more than {limit_s:.1f} s")
-        except ChildProcessError:
-            return failed(Failure.BUILD_ERROR, "the compiler crashed")
-        except Exception as error:  # whatever TVM or LLVM raised in the child
-            return failed(Failure.BUILD_ERROR, first_line(error))
-        left_s = deadline_s - (time.monotonic() - start)
-        limit_s = max(min(RUN_TIMEOUT_S, left_s), 0.1)
-        try:
-            costs = self._worker.call(_run, self._threads, self._model_bytes, timeout_s=limit_s)
-        except TimeoutError:
-            return failed(Failure.RUN_TIMEOUT, f"running took more than {limit_s:.1f} s")
-        except ChildProcessError:
-            return failed(Failure.RUN_ERROR, "the kernel crashed")
-        except Exception as error:
-            return failed(Failure.RUN_ERROR, first_line(error))
-        return Trial(config, costs, elapsed_s=time.monotonic() - start)
+            in_child(_BUILDING, BUILD_TIMEOUT_S, candidate)
+            costs_s = in_child(
+                _RUNNING, RUN_TIMEOUT_S, self._threads, self._model_bytes, task.weight_bytes, best_s
+            )
+            # What is hardly slower may be chosen too (records.choose_records).
+            if median(costs_s) < CLEARLY * best_s:
+                difference = in_child(_CHECKING, CHECK_TIMEOUT_S, candidate, task.key)
+                if not difference <= TOLERANCE:
+                    return trial((), Failure.WRONG_OUTPUT, _wrong(difference))
+        except _FailedError as error:
+            return trial((), error.failure, str(error))
+        return trial(costs_s, None, "")
 
     def close(self) -> None:
         """Kill the child."""
         self._worker.close()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call of a trial in the child, and what its failures are called."""
+
+    function: Callable[..., Any]
+    doing: str
+    who: str
+    error: Failure
+    timeout: Failure
+
+
+_BUILDING = _Step(_build, "building", "the compiler", Failure.BUILD_ERROR, Failure.BUILD_TIMEOUT)
+_RUNNING = _Step(_run, "running", "the kernel", Failure.RUN_ERROR, Failure.RUN_TIMEOUT)
+_CHECKING = _Step(_check, "checking", "the kernel", Failure.RUN_ERROR, Failure.RUN_TIMEOUT)
+
+
+class _FailedError(Exception):
+    """A step failed."""
+
+    def __init__(self, failure: Failure, message: str) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 def first_line(error: BaseException) -> str:

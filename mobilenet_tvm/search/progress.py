@@ -1,24 +1,21 @@
-"""Progress of a tuning run: one live line a task in a terminal, plain lines elsewhere."""
+"""Progress of a tuning run: one live line in a terminal, plain lines elsewhere.
+
+Turns go from task to task and back, so a task's own line comes when it gets no more turns.
+"""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as RichBar,
-)
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichBar
 
 from mobilenet_tvm.records import Task
+from mobilenet_tvm.search.allocation import Reason
 from mobilenet_tvm.search.trial import Trial
 
 
@@ -34,14 +31,28 @@ class Progress(Protocol):
         trace: TracebackType | None,
     ) -> None: ...
 
-    def started(self, tasks: int, budget_s: float | None) -> None:
-        """The run begins."""
+    def started(self, tasks: int, trials: int, budget_s: float | None) -> None:
+        """The run begins: of so many tasks, with at most so many trials or seconds."""
 
-    def trial(self, task: Task, tried: int, limit: int, best_gflops: float, trial: Trial) -> None:
-        """One trial ended; ``best_gflops`` is 0 while nothing has succeeded."""
+    def trial(
+        self,
+        task: Task,
+        tried: int,
+        limit: int,
+        best_gflops: float,
+        trial: Trial,
+        model_s: float | None,
+    ) -> None:
+        """One trial ended.
 
-    def finished(self, task: Task, tried: int, best_gflops: float, failed: int) -> None:
-        """Nothing is left to try of a task, or the budget is used up."""
+        ``best_gflops`` is 0 while nothing of the task has succeeded; ``model_s`` is the estimate
+        of one inference in seconds, None while a layer has nothing that runs.
+        """
+
+    def finished(
+        self, task: Task, tried: int, best_gflops: float, failed: int, reason: Reason
+    ) -> None:
+        """The task gets no more turns."""
 
 
 class PlainProgress:
@@ -63,44 +74,61 @@ class PlainProgress:
     ) -> None:
         return None
 
-    def started(self, tasks: int, budget_s: float | None) -> None:
+    def started(self, tasks: int, trials: int, budget_s: float | None) -> None:
         """See ``Progress``."""
         self._total = tasks
         limit = f" in at most {budget_s:.0f} s" if budget_s else ""
         self._console.print(f"tuning {tasks} tasks{limit}", highlight=False)
 
-    def trial(self, task: Task, tried: int, limit: int, best_gflops: float, trial: Trial) -> None:
+    def trial(
+        self,
+        task: Task,
+        tried: int,
+        limit: int,
+        best_gflops: float,
+        trial: Trial,
+        model_s: float | None,
+    ) -> None:
         """See ``Progress``."""
 
-    def finished(self, task: Task, tried: int, best_gflops: float, failed: int) -> None:
+    def finished(
+        self, task: Task, tried: int, best_gflops: float, failed: int, reason: Reason
+    ) -> None:
         """See ``Progress``."""
         self._count += 1
         self._console.print(
-            f"[{self._count}/{self._total}] {summary(task, tried, best_gflops, failed)}",
+            f"[{self._count}/{self._total}] {summary(task, tried, best_gflops, failed, reason)}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
 
 
-class RichProgress:
-    """One live line a task, with its best GFLOP/s, its trials and the time left."""
+class RichProgress(PlainProgress):
+    """Below the finished tasks' lines one live bar of the whole run.
+
+    It shows the time (without a time budget: the trials) used up, the estimate of one inference
+    and the task at hand.
+    """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        super().__init__(console)
         self._bar = RichBar(
-            TextColumn("{task.description}"),
             BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[best]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[used]}"),
+            TextColumn("{task.fields[model]}"),
+            TextColumn("{task.description}"),
             console=console,
             transient=True,
             refresh_per_second=2,  # drawing takes time from the core that is measured
         )
-        self._lines: dict[str, TaskID] = {}
-        self._count = 0
-        self._total = 0
+        self._line = self._bar.add_task("", used="", model="", visible=False)
+        self._start_s = time.monotonic()
+        self._budget_s: float | None = None
+        self._made = 0
+        self._possible = 0
+        # Trials that a task has left: when it stops early they are not possible any more.
+        self._left: dict[tuple[str, str], int] = {}
 
     def __enter__(self) -> RichProgress:
         self._bar.start()
@@ -114,33 +142,61 @@ class RichProgress:
     ) -> None:
         self._bar.stop()
 
-    def started(self, tasks: int, budget_s: float | None) -> None:
+    def started(self, tasks: int, trials: int, budget_s: float | None) -> None:
         """See ``Progress``."""
-        self._total = tasks
+        self._total, self._possible, self._budget_s = tasks, trials, budget_s
+        self._start_s = time.monotonic()
+        self._show()
 
-    def trial(self, task: Task, tried: int, limit: int, best_gflops: float, trial: Trial) -> None:
+    def trial(
+        self,
+        task: Task,
+        tried: int,
+        limit: int,
+        best_gflops: float,
+        trial: Trial,
+        model_s: float | None,
+    ) -> None:
         """See ``Progress``."""
-        if task.key not in self._lines:
-            self._lines[task.key] = self._bar.add_task(escape(task.label), total=limit, best="")
-        best = f"{best_gflops:6.1f} GFLOP/s" if best_gflops else "nothing runs yet"
-        self._bar.update(self._lines[task.key], completed=tried, best=best)
-
-    def finished(self, task: Task, tried: int, best_gflops: float, failed: int) -> None:
-        """See ``Progress``."""
-        self._count += 1
-        line = self._lines.pop(task.key, None)
-        if line is not None:
-            self._bar.remove_task(line)
-        self._bar.console.print(
-            f"[{self._count}/{self._total}] {summary(task, tried, best_gflops, failed)}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        self._made += 1
+        self._left[task.searcher, task.key] = limit - tried
+        best = f"{best_gflops:.1f} GFLOP/s" if best_gflops else "nothing runs yet"
+        self._bar.update(
+            self._line,
+            description=escape(f"{name(task)} {tried}/{limit}: {best}"),
+            model="" if model_s is None else f"model about {1e3 * model_s:.3g} ms",
         )
+        self._show()
+
+    def finished(
+        self, task: Task, tried: int, best_gflops: float, failed: int, reason: Reason
+    ) -> None:
+        """See ``Progress``."""
+        super().finished(task, tried, best_gflops, failed, reason)
+        self._possible -= self._left.pop((task.searcher, task.key), 0)
+        self._show()
+
+    def _show(self) -> None:
+        """Bring the bar up to date."""
+        if self._budget_s is None:
+            done, total = float(self._made), float(self._possible)
+            used = f"{self._made}/{self._possible} trials"
+        else:
+            done, total = min(time.monotonic() - self._start_s, self._budget_s), self._budget_s
+            used = f"{done:.0f}/{total:.0f} s"
+        self._bar.update(self._line, completed=done, total=total, used=used, visible=True)
 
 
-def summary(task: Task, tried: int, best_gflops: float, failed: int) -> str:
-    """``depthwise 3x3/2 64 @ 112x112: 62.5 GFLOP/s, 24 trials, 2 failed``."""
+def name(task: Task) -> str:
+    """``ansor depthwise 3x3/2 64 @ 112x112``."""
+    return f"{task.searcher} {task.label}"
+
+
+def summary(task: Task, tried: int, best_gflops: float, failed: int, reason: Reason) -> str:
+    """``ansor conv 3x3 8 @ 9x9: 62.5 GFLOP/s after 24 trials, 2 failed (near the roofline)``."""
+    if not tried:
+        return f"{name(task)}: not tried ({reason})"
     best = f"{best_gflops:.1f} GFLOP/s" if best_gflops else "nothing ran"
+    trials = f"{tried} trial" if tried == 1 else f"{tried} trials"
     failures = f", {failed} failed" if failed else ""
-    return f"{task.label}: {best}, {tried} trials{failures}"
+    return f"{name(task)}: {best} after {trials}{failures} ({reason})"

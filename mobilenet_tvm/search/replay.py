@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from mobilenet_tvm.records import Task
+from mobilenet_tvm.records import Config, Task
 from mobilenet_tvm.search.trial import Trial
 
 
@@ -18,20 +18,25 @@ class ReplayMeasurer:
 
     Attributes:
         asked: ``(task key, configuration)`` of every call, in order.
+        best_s: ``best_s`` of every call.
     """
 
     def __init__(
         self,
-        trials: Mapping[tuple[str, int], Trial],
-        on_measure: Callable[[Task, int], None] | None = None,
+        trials: Mapping[tuple[str, Config], Trial],
+        on_measure: Callable[[Task, Config], None] | None = None,
     ) -> None:
         self._trials = trials
         self._on_measure = on_measure
-        self.asked: list[tuple[str, int]] = []
+        self.asked: list[tuple[str, Config]] = []
+        self.best_s: list[float] = []
 
-    def measure(self, task: Task, config: int, deadline_s: float) -> Trial:
-        """See ``Measurer``."""
+    def measure(
+        self, task: Task, config: Config, deadline_s: float, best_s: float = float("inf")
+    ) -> Trial:
+        """See ``Measurer``. Nothing is compared with a reference."""
         self.asked.append((task.key, config))
+        self.best_s.append(best_s)
         if self._on_measure is not None:
             self._on_measure(task, config)
         trial = self._trials[task.key, config]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
+
+from mobilenet_tvm.records import Config
 
 
 class Failure(enum.Enum):
@@ -38,19 +42,25 @@ _MEASURE_ERRORS = {
 }
 
 
+def count_failures(errors: Iterable[int]) -> dict[str, int]:
+    """How often each kind of failure stands behind TVM's error numbers; 0 is a success."""
+    counts = Counter(Failure.of_measure_error(error).value for error in errors if error)
+    return dict(sorted(counts.items()))
+
+
 @dataclass(frozen=True)
 class Trial:
     """The outcome of one configuration.
 
     Attributes:
-        config: index in the task's space.
+        config: index in the task's space, or the text of Ansor's transform steps.
         costs_s: seconds of one call, one figure a repeat; empty when it failed.
         failure: why it failed, or None.
         message: the first line of the real error, for people.
         elapsed_s: wall-clock seconds the trial took, building included.
     """
 
-    config: int
+    config: Config
     costs_s: tuple[float, ...]
     failure: Failure | None = None
     message: str = ""

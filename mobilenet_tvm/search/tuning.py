@@ -1,183 +1,278 @@
 """The tuning run: spend a budget on tasks, keep every finished trial, pick up where it ended.
 
-The run goes in two passes. The first goes round the tasks until each has one configuration
-that runs, so that even a short budget leaves each with a record. The second gives each task a
-share of the time left by what it costs the whole model; what a task does not use, the next
-ones get.
+The run goes in two passes. The first goes round the tasks until each layer has one configuration
+that runs, so that even a short budget leaves each with a record. In the second the budget goes
+where it pays, a turn at a time (``search.allocation``), until no turn is worth its time.
+
+The logs are the state. A resumed run takes the same decisions once more, fed with the finished
+trials in place of new ones, so it arrives where the first was cut and goes on as if it had not
+been. That is why a line's ``all_cost`` holds all that the trial took, searching included: the
+seconds of a turn decide too. What does not fit (other tasks, another searcher beside the first)
+is taken into account before the first new trial.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, replace
 
-from mobilenet_tvm import toolchain
 from mobilenet_tvm.errors import DeviceError
-from mobilenet_tvm.records import Record, RecordLog, Task
+from mobilenet_tvm.records import Config, Record, RecordLog, SearcherName, Task
+from mobilenet_tvm.records.lines import trial_seconds
+from mobilenet_tvm.search.allocation import Allocation, Arm, make_arms
+from mobilenet_tvm.search.interface import Budget, MakeSearcher, Searcher, Summary
 from mobilenet_tvm.search.measure import Measurer
 from mobilenet_tvm.search.progress import Progress
 from mobilenet_tvm.search.trial import Failure, Trial
 
-# Rounds of the first pass. A task of which so many trials failed waits for its share of time.
+# Rounds of the first pass. A layer of which so many trials failed waits for its turn.
 _FIRST_ROUNDS = 4
+# How much the model's estimate must improve to be noted.
+_NOTED = 0.001
 
 _TIMEOUTS = (Failure.BUILD_TIMEOUT, Failure.RUN_TIMEOUT)
-
-
-class Searcher(Protocol):
-    """Proposes configurations of one task. See ``AutoTvmSearcher``."""
-
-    @property
-    def limit(self) -> int:
-        """How many configurations will have been tried at the end."""
-
-    @property
-    def tried(self) -> int:
-        """How many have been, those of earlier runs included."""
-
-    def next(self) -> int | None:
-        """The configuration to try next, or None when there is nothing left to try."""
-
-    def tell(self, trial: Trial) -> None:
-        """Learn from a finished trial."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a run may spend.
-
-    Attributes:
-        trials: at most so many of one task, those of earlier runs included.
-        time_s: at most so many seconds of searching in this run; None is no limit.
-    """
-
-    trials: int
-    time_s: float | None = None
-
-
-@dataclass
-class Summary:
-    """What a run did.
-
-    Attributes:
-        trials: finished in this run.
-        resumed: taken over from earlier runs.
-        failures: of this run, by kind.
-        first_error: the first failure's message.
-        spent_s: wall-clock seconds.
-        out_of_time: whether the time budget ended the run.
-    """
-
-    trials: int = 0
-    resumed: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    first_error: str = ""
-    spent_s: float = 0.0
-    out_of_time: bool = False
-
-
-@dataclass
-class _State:
-    """One task during the run."""
-
-    task: Task
-    searcher: Searcher
-    best_s: float
-    failed: int = 0
-
-    @property
-    def best_gflops(self) -> float:
-        return 0.0 if self.best_s == float("inf") else self.task.flops / self.best_s / 1e9
-
-    @property
-    def cost_s(self) -> float:
-        """Seconds of one inference spent in this task; a guess before anything ran."""
-        best_s = self.task.flops / 20e9 if self.best_s == float("inf") else self.best_s
-        return self.task.weight * best_s
 
 
 def tune_tasks(
     tasks: Sequence[Task],
     *,
-    make_searcher: Callable[[Task, Mapping[int, float]], Searcher],
+    make_searcher: MakeSearcher,
     measurer: Measurer,
-    log: RecordLog,
+    logs: Mapping[SearcherName, RecordLog],
     budget: Budget,
     progress: Progress,
+    floor_s: Callable[[Task], float] = lambda task: 0.0,
     summary: Summary | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Summary:
-    """Search every task and append every finished trial to the log.
+    """Search the tasks and append every finished trial to the log of its searcher.
 
     Args:
-        tasks: what to tune.
+        tasks: what to tune; those with the same label are the same layer of the model, searched
+            by more than one searcher.
         make_searcher: a searcher for a task, given the cost of what was tried before.
         measurer: where trials are measured.
-        log: open; its records of these tasks are not tried again.
+        logs: open; their records of these tasks are not tried again.
         budget: when to stop.
         progress: told about every trial.
+        floor_s: the task's roofline, seconds of one call that no kernel can beat.
         summary: filled while the run goes on, for callers that outlive an interrupt.
         clock: seconds; a test may turn it.
 
     Raises:
         DeviceError: nothing has ever succeeded for any task (with the first real error), or
-            the log cannot be written. What was measured is in the log.
+            a log cannot be written. What was measured is in the logs.
     """
     summary = Summary() if summary is None else summary
-    start = clock()
-    states = [_resume(task, log.records, make_searcher, summary) for task in tasks]
+    start_s = clock()
+    remembered = [_remember(task, logs[task.searcher].records) for task in tasks]
+    searchers = [
+        make_searcher(task, {config: cost for config, (cost, _) in done.items()})
+        for task, done in zip(tasks, remembered, strict=True)
+    ]
+    arms = make_arms(tasks, [floor_s(task) for task in tasks], [s.batch for s in searchers])
+    run = _Run(
+        [
+            _Search(arm, searcher, deque(done.values()))
+            for arm, searcher, done in zip(arms, searchers, remembered, strict=True)
+        ],
+        measurer,
+        logs,
+        budget,
+        progress,
+        summary,
+        clock,
+        start_s,
+    )
+    try:
+        run.go()
+    finally:
+        summary.spent_s = clock() - start_s
+    if arms and all(arm.best_s == float("inf") for arm in arms):
+        _raise_nothing_succeeded(summary)
+    return summary
 
-    def left_s() -> float:
-        return float("inf") if budget.time_s is None else budget.time_s - (clock() - start)
 
-    # The last trial may run over by so much; a shorter one could not finish anything.
-    grace_s = 2.0 if budget.time_s is None else min(2.0, 0.05 * budget.time_s)
+@dataclass(eq=False)
+class _Search:
+    """An arm, who searches it, and what earlier runs found: ``(cost_s, seconds)`` a trial.
 
-    def one_trial(state: _State) -> bool:
-        config = state.searcher.next()
-        if config is None or left_s() <= 0:
+    ``learning_s`` is what the searcher took to learn from its last trial. The next one is
+    charged with it, for a trial's line is written before anybody learns from it.
+    """
+
+    arm: Arm
+    searcher: Searcher
+    remembered: deque[tuple[float, float]]
+    learning_s: float = 0.0
+
+
+class _Run:
+    """One tuning run."""
+
+    def __init__(
+        self,
+        searches: Sequence[_Search],
+        measurer: Measurer,
+        logs: Mapping[SearcherName, RecordLog],
+        budget: Budget,
+        progress: Progress,
+        summary: Summary,
+        clock: Callable[[], float],
+        start_s: float,
+    ) -> None:
+        self._searches = {search.arm: search for search in searches}
+        self._allocation = Allocation([search.arm for search in searches])
+        self._measurer = measurer
+        self._logs = logs
+        self._progress = progress
+        self._summary = summary
+        self._clock = clock
+        self._start_s = start_s
+        self._time_s = float("inf") if budget.time_s is None else budget.time_s
+        # The last trial may run over by so much; a shorter one could not finish anything.
+        self._grace_s = min(2.0, 0.05 * self._time_s)
+        # Longest wait for a configuration: in this turn, and in the last turns of each searcher.
+        self._proposed_s = 0.0
+        self._propose_s: dict[SearcherName, float] = {}
+        self._untold = list(self._searches)
+        summary.resumed += sum(len(search.remembered) for search in searches)
+        summary.by_searcher |= {search.arm.task.searcher: 0 for search in searches}
+        left = sum(search.searcher.limit - search.searcher.tried for search in searches)
+        progress.started(len(searches), left, budget.time_s)
+
+    def go(self) -> None:
+        """Search until nothing is worth it or the budget is used up."""
+        self._first_pass()
+        while True:
+            self._allocation.stop_hopeless()
+            self._tell_stopped()
+            waiting = [arm for arm in self._searches if not arm.stopped]
+            in_time = [arm for arm in waiting if self._in_time(arm)]
+            if not in_time:
+                break
+            self._turn(self._allocation.choose(in_time))
+        self._recall()
+        for arm in waiting:
+            arm.stopped = "out of time"
+        self._summary.out_of_time = bool(waiting)
+        self._tell_stopped()
+
+    def _left_s(self) -> float:
+        return self._time_s - (self._clock() - self._start_s)
+
+    def _in_time(self, arm: Arm) -> bool:
+        """Whether there is time for a turn: Ansor may need seconds to propose a batch."""
+        return self._left_s() > self._propose_s.get(arm.task.searcher, 0.0)
+
+    def _first_pass(self) -> None:
+        """Go round until each layer has something that runs, the cheaper searcher first."""
+        arms = sorted(self._searches, key=lambda arm: arm.task.searcher != "autotvm")
+        for _ in range(_FIRST_ROUNDS):
+            for arm in arms:
+                new = arm.tried == 0 and arm.task.searcher == "autotvm"
+                if (new or arm.layer_best_s == float("inf")) and not arm.stopped:
+                    self._trial(arm)
+                    if arm.at_end_of_turn:
+                        arm.end_turn()
+
+    def _turn(self, arm: Arm) -> None:
+        self._proposed_s = 0.0
+        while self._trial(arm) and not arm.at_end_of_turn:
+            pass
+        arm.end_turn()
+        # A turn that proposed nothing does not tell that the next one will not.
+        fading_s = self._propose_s.get(arm.task.searcher, 0.0) / 2
+        self._propose_s[arm.task.searcher] = max(self._proposed_s, fading_s)
+
+    def _trial(self, arm: Arm) -> bool:
+        """One trial; False when there is none left, or no time for it."""
+        search, task = self._searches[arm], arm.task
+        if search.remembered:
+            arm.learn(*search.remembered.popleft())
+            return True
+        begun_s = self._clock()
+        if self._left_s() <= 0:
             return False
-        trial = measurer.measure(state.task, config, left_s() + grace_s)
-        if trial.failure in _TIMEOUTS and left_s() <= 0:
+        config = search.searcher.next()
+        if config is None:
+            arm.stopped = "nothing left to try"
+            return False
+        self._proposed_s = max(self._proposed_s, self._clock() - begun_s)
+        if self._left_s() <= 0:
+            return False
+        self._recall()
+        left_s = self._left_s() + self._grace_s
+        trial = self._measurer.measure(task, config, left_s, arm.best_s)
+        if trial.failure in _TIMEOUTS and self._left_s() <= 0:
             return False  # the budget cut it short: that says nothing about the configuration
-        log.append(record_line(state.task, trial))
-        state.searcher.tell(trial)
-        state.best_s = min(state.best_s, trial.cost_s)
+        seconds = self._clock() - begun_s + search.learning_s
+        line = search.searcher.record_line(replace(trial, elapsed_s=seconds))
+        self._logs[task.searcher].append(line)
+        told_s = self._clock()
+        search.searcher.tell(trial)
+        search.learning_s = self._clock() - told_s
+        arm.learn(trial.cost_s, seconds)
+        self._count(arm, trial)
+        return True
+
+    def _count(self, arm: Arm, trial: Trial) -> None:
+        """Keep the summary and tell the progress."""
+        summary, searcher = self._summary, self._searches[arm].searcher
         summary.trials += 1
+        summary.by_searcher[arm.task.searcher] += 1
         if trial.failure is not None:
-            state.failed += 1
             kind = trial.failure.value
             summary.failures[kind] = summary.failures.get(kind, 0) + 1
             summary.first_error = summary.first_error or trial.message
-        progress.trial(
-            state.task, state.searcher.tried, state.searcher.limit, state.best_gflops, trial
+        self._note_model()
+        model_s = summary.trace[-1][1] if summary.trace else None
+        self._progress.trial(
+            arm.task, searcher.tried, searcher.limit, arm.best_gflops, trial, model_s
         )
-        return True
 
-    try:
-        progress.started(len(states), budget.time_s)
-        for _ in range(_FIRST_ROUNDS):
-            for state in states:
-                if state.best_s == float("inf") and left_s() > 0:
-                    one_trial(state)
-        waiting = sorted(states, key=lambda state: -state.cost_s)
-        while waiting:
-            state, *rest = waiting
-            share = state.cost_s / sum(other.cost_s for other in waiting)
-            until_s = 0.0 if budget.time_s is None else left_s() * (1.0 - share)
-            while left_s() > max(until_s, 0.0) and one_trial(state):
-                pass
-            waiting = rest
-            progress.finished(state.task, state.searcher.tried, state.best_gflops, state.failed)
-        summary.out_of_time = left_s() <= 0
-    finally:
-        summary.spent_s = clock() - start
-    if states and all(state.best_s == float("inf") for state in states):
-        _raise_nothing_succeeded(summary)
-    return summary
+    def _recall(self) -> None:
+        """Take into account all that earlier runs found, where it did not fit this run's way."""
+        for arm, search in self._searches.items():
+            while search.remembered:
+                arm.learn(*search.remembered.popleft())
+                if arm.at_end_of_turn:
+                    arm.end_turn()
+        self._note_model()
+
+    def _note_model(self) -> None:
+        """Add to the trace when the model's estimate improved."""
+        if not self._allocation.all_run:
+            return
+        trace, cost_s = self._summary.trace, self._allocation.model_cost_s
+        if not trace or cost_s < trace[-1][1] * (1 - _NOTED):
+            trace.append((self._clock() - self._start_s, cost_s))
+
+    def _tell_stopped(self) -> None:
+        """Tell which arms stopped; not before all that is known of them is counted."""
+        stopped = self._summary.stopped
+        for arm in list(self._untold):
+            search, reason = self._searches[arm], arm.stopped
+            if reason is None or search.remembered:
+                continue
+            self._untold.remove(arm)
+            stopped[reason] = stopped.get(reason, 0) + 1
+            self._progress.finished(
+                arm.task, search.searcher.tried, arm.best_gflops, arm.failed, reason
+            )
+
+
+def _remember(task: Task, records: Sequence[Record]) -> dict[Config, tuple[float, float]]:
+    """Cost of one call and seconds of the trial of each finished configuration, oldest first."""
+    done: dict[Config, tuple[float, float]] = {}
+    for record in records:
+        if (record.searcher, record.key, record.target) == (task.searcher, task.key, task.target):
+            cost_s = float("inf") if record.cost_s is None else record.cost_s
+            known_s, seconds = done.get(record.config, (float("inf"), trial_seconds(record)))
+            done[record.config] = min(cost_s, known_s), seconds
+    return done
 
 
 def _raise_nothing_succeeded(summary: Summary) -> None:
@@ -193,38 +288,3 @@ def _raise_nothing_succeeded(summary: Summary) -> None:
             "left to try: use --fresh to try again, or a larger --trials"
         )
     raise DeviceError("no trial finished within the time budget: give a longer --time-budget")
-
-
-def _resume(
-    task: Task,
-    records: Sequence[Record],
-    make_searcher: Callable[[Task, Mapping[int, float]], Searcher],
-    summary: Summary,
-) -> _State:
-    done: dict[int, float] = {}
-    for record in records:
-        if record.key == task.key:
-            cost = float("inf") if record.cost_s is None else record.cost_s
-            done[record.config] = min(cost, done.get(record.config, float("inf")))
-    summary.resumed += len(done)
-    failed = sum(cost == float("inf") for cost in done.values())
-    return _State(task, make_searcher(task, done), min(done.values(), default=float("inf")), failed)
-
-
-def record_line(task: Task, trial: Trial) -> str:
-    """A trial as TVM's own record line."""
-    toolchain.activate()
-    from tvm.autotvm.measure import MeasureInput, MeasureResult
-    from tvm.autotvm.record import encode
-
-    handle = task.handle
-    given = MeasureInput(handle.target, handle, handle.config_space.get(trial.config))
-    error = 0 if trial.failure is None else trial.failure.measure_error
-    result = MeasureResult(trial.costs_s, error, trial.elapsed_s, time.time())
-    return str(encode(given, result, "json"))
-
-
-def failures_of(records: Sequence[Record]) -> dict[str, int]:
-    """Failed trials of a log by kind, for its run file."""
-    counts = Counter(Failure.of_measure_error(r.error).value for r in records if r.error)
-    return dict(sorted(counts.items()))

@@ -99,6 +99,13 @@ def test_learning_beats_a_random_order(large: Task, bowl: Cost) -> None:
     assert max(learnt) <= ranks[len(ranks) // 50]  # always among the best 2 %
 
 
+def test_what_a_resumed_run_is_told_to_begin_with_comes_first(large: Task, bowl: Cost) -> None:
+    done = {config: bowl(config) for config in search(large, bowl, trials=16)}
+    first = [config for config in large.candidates if config not in done][-2:]
+    searcher = AutoTvmSearcher(large, trials=40, seed=0, done=done, first=first)
+    assert [searcher.next(), searcher.next()] == first
+
+
 @pytest.mark.parametrize("after", [1, 5, 16, 21, 32, 39])
 def test_resumed_search_goes_on_where_it_was(large: Task, bowl: Cost, after: int) -> None:
     whole = search(large, bowl, trials=40, seed=7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.records import Task, best_records, read_log
 from mobilenet_tvm.search import Failure, ReplayMeasurer, Summary, Trial
-from mobilenet_tvm.search.tuning import failures_of
+from mobilenet_tvm.search.trial import count_failures
 
 Tune = Callable[..., Summary]
 Recorded = Mapping[tuple[str, int], Trial]
@@ -37,7 +38,7 @@ def test_budget_by_trials_is_one_of_each_task(
     assert in_log(tmp_path / "log.jsonl") == replay.asked
     assert (summary.trials, summary.resumed, summary.failures) == (len(replay.asked), 0, {})
     assert not summary.out_of_time
-    assert recorder.budget == (len(tiny_tasks), None)
+    assert recorder.budget == (len(tiny_tasks), everything(tiny_tasks, 5), None)
     assert len(recorder.trials) == summary.trials
     assert {key for key, *_ in recorder.finished_tasks} == {task.key for task in tiny_tasks}
 
@@ -90,7 +91,9 @@ class Hanging:
         self._clock = clock
         self.asked: list[tuple[str, int]] = []
 
-    def measure(self, task: Task, config: int, deadline_s: float) -> Trial:
+    def measure(
+        self, task: Task, config: int, deadline_s: float, best_s: float = float("inf")
+    ) -> Trial:
         self.asked.append((task.key, config))
         if config == task.default:
             self._clock.advance(0.1)
@@ -137,35 +140,37 @@ def test_task_that_always_fails_takes_nothing_from_the_others(
     assert set(best) == {task.key for task in tiny_tasks[1:]}
 
 
-def test_time_is_shared_by_what_a_task_costs_the_model(
-    tune: Tune, tiny_tasks: tuple[Task, ...], clock: Any
-) -> None:
-    cheap, dear = sorted(
-        [task for task in tiny_tasks if task.weight == 1], key=lambda t: len(t.candidates)
-    )[-2:]
-    table = {
+def equal_spaces(tasks: tuple[Task, ...]) -> tuple[Task, Task]:
+    """Two tasks with as many candidates, each in the model once."""
+    once = sorted((t for t in tasks if t.weight == 1), key=lambda t: len(t.candidates))
+    assert len(once[-1].candidates) == len(once[-2].candidates) > 40
+    return once[-2], once[-1]
+
+
+def constant(costs_s: Mapping[Task, float]) -> Recorded:
+    return {
         (task.key, config): Trial(config, (cost_s,))
-        for task, cost_s in ((cheap, 1e-6), (dear, 4e-6))
+        for task, cost_s in costs_s.items()
         for config in task.candidates
     }
-    replay = ReplayMeasurer(table, lambda *_: clock.advance(1.0))
-    tune([cheap, dear], replay, time_s=41.7)  # one second each, and the rest 4 : 1
-    count = Counter(key for key, _ in replay.asked)
-    assert count == {dear.key: 1 + 32, cheap.key: 1 + 8}
-    assert replay.asked[2][0] == dear.key  # the dearer one first
+
+
+def test_the_time_goes_to_what_costs_the_model_most(
+    tune: Tune, tiny_tasks: tuple[Task, ...], clock: Any
+) -> None:
+    cheap, dear = equal_spaces(tiny_tasks)
+    replay = ReplayMeasurer(constant({cheap: 1e-6, dear: 4e-6}), lambda *_: clock.advance(1.0))
+    tune([cheap, dear], replay, time_s=33.5)
+    # One second each, and then whole batches of the dearer one.
+    assert [key for key, _ in replay.asked] == [cheap.key] + [dear.key] * 33
 
 
 def test_weight_counts_as_cost(tune: Tune, tiny_tasks: tuple[Task, ...], clock: Any) -> None:
-    (often,) = [t for t in tiny_tasks if t.weight == 5 and t.label.startswith("pointwise")]
-    once = max((t for t in tiny_tasks if t.weight == 1), key=lambda t: len(t.candidates))
-    table = {
-        (task.key, config): Trial(config, (1e-6,))
-        for task in (often, once)
-        for config in task.candidates
-    }
-    replay = ReplayMeasurer(table, lambda *_: clock.advance(1.0))
-    tune([once, often], replay, time_s=19.7)  # one second each, and the rest 5 : 1
-    assert Counter(key for key, _ in replay.asked) == {often.key: 1 + 15, once.key: 1 + 3}
+    once, other = equal_spaces(tiny_tasks)
+    often = replace(other, weight=5)
+    replay = ReplayMeasurer(constant({once: 1e-6, often: 1e-6}), lambda *_: clock.advance(1.0))
+    tune([once, often], replay, time_s=30.5)
+    assert Counter(key for key, _ in replay.asked) == {often.key: 30, once.key: 1}
 
 
 def test_what_a_task_does_not_use_the_next_ones_get(
@@ -231,7 +236,7 @@ def test_failures_are_typed_counted_and_kept(
     assert summary.first_error == f"first of {first}"
     assert recorder.finished_tasks[0][3] == len(failing)
     records = read_log(tmp_path / "log.jsonl", pytest.fail)
-    assert failures_of(records) == expected
+    assert count_failures(record.error for record in records) == expected
     for record in records:
         failure = Failure.of_measure_error(record.error) if record.error else None
         assert failure == failing.get(record.config)
@@ -269,7 +274,9 @@ def test_budget_too_short_for_a_single_trial_is_said(
     tune: Tune, tiny_tasks: tuple[Task, ...], clock: Any
 ) -> None:
     class Slow(Hanging):
-        def measure(self, task: Task, config: int, deadline_s: float) -> Trial:
+        def measure(
+            self, task: Task, config: int, deadline_s: float, best_s: float = float("inf")
+        ) -> Trial:
             clock.advance(deadline_s)
             return Trial(config, (), Failure.BUILD_TIMEOUT, "too long")
 

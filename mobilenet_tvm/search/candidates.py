@@ -1,0 +1,182 @@
+"""How one configuration of a task becomes a kernel: AutoTVM's way and Ansor's.
+
+``describe`` runs in the parent and yields what can be sent; the ``build`` functions run in the
+child that may die.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from mobilenet_tvm import toolchain
+from mobilenet_tvm.records import Config, SearcherName, Task
+from mobilenet_tvm.search.trial import Trial
+
+# What TVM writes as the cost of a trial that failed.
+_FAILED_COST_S = 1e10
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration, ready to be sent to another process.
+
+    Attributes:
+        searcher: whose it is.
+        task: an ``autotvm.task.Task``, or a serialized computation (TVM's workload registry).
+        config: index in the space, or the record line that holds Ansor's steps.
+    """
+
+    searcher: SearcherName
+    task: Any
+    config: Any
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled candidate.
+
+    Attributes:
+        function: the built module.
+        arguments: its tensors, in the order that it takes them.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+    @property
+    def result(self) -> int:
+        """Which argument the result is: Ansor's last one, AutoTVM's first."""
+        return _result_of(self.arguments)
+
+
+def _result_of(arguments: tuple[Any, ...]) -> int:
+    from tvm.te import PlaceholderOp
+
+    (result,) = (i for i, a in enumerate(arguments) if not isinstance(a.op, PlaceholderOp))
+    return int(result)
+
+
+def describe(task: Task, config: Config) -> Candidate:
+    """What a child needs to build one configuration."""
+    if task.searcher == "autotvm":
+        return Candidate("autotvm", task.handle, config)
+    toolchain.activate()
+    from tvm.auto_scheduler.workload_registry import serialize_workload_registry_entry
+
+    entry = serialize_workload_registry_entry(task.key)
+    return Candidate("ansor", entry, ansor_line(task, str(config)))
+
+
+def build(candidate: Candidate) -> Kernel:
+    """Compile a candidate as the model would contain it."""
+    target, schedule, arguments = _schedule(candidate, as_in_model=True)
+    return _compile(target, schedule, arguments)
+
+
+def build_to_check(candidate: Candidate) -> Kernel:
+    """Compile a candidate so that it takes the arguments that its reference kernel takes.
+
+    Ansor's layout of the weights, which the model changes beforehand, is left out.
+    """
+    return _compile(*_schedule(candidate, as_in_model=False))
+
+
+def build_reference(candidate: Candidate) -> Kernel:
+    """Compile what a candidate is to be compared with: its computation with no schedule."""
+    from tvm import te
+
+    target, _, arguments = _schedule(candidate, as_in_model=False)
+    return _compile(target, te.create_schedule(arguments[_result_of(arguments)].op), arguments)
+
+
+def _schedule(candidate: Candidate, *, as_in_model: bool) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Target, schedule and arguments."""
+    toolchain.activate()
+    from tvm import autotvm
+
+    import mobilenet_tvm.schedules  # noqa: F401  (registers our templates)
+
+    if candidate.searcher == "autotvm":
+        handle = candidate.task
+        # Templates then take the layout they want as their input, as they find it in the model.
+        autotvm.GLOBAL_SCOPE.in_tuning = True
+        with handle.target:
+            schedule, arguments = handle.instantiate(handle.config_space.get(candidate.config))
+        return handle.target, schedule, tuple(arguments)
+
+    from tvm.auto_scheduler.compute_dag import LayoutRewriteOption
+    from tvm.auto_scheduler.measure import recover_measure_input
+    from tvm.auto_scheduler.measure_record import load_record_from_string
+    from tvm.auto_scheduler.workload_registry import deserialize_workload_registry_entry
+
+    deserialize_workload_registry_entry(candidate.task)
+    given = recover_measure_input(load_record_from_string(candidate.config)[0])
+    task = given.task
+    rewrite = task.layout_rewrite_option if as_in_model else LayoutRewriteOption.NO_REWRITE
+    with task.target:
+        schedule, arguments = task.compute_dag.apply_steps_from_state(
+            given.state, layout_rewrite=rewrite
+        )
+    return task.target, schedule, tuple(arguments)
+
+
+def _compile(target: Any, schedule: Any, arguments: tuple[Any, ...]) -> Kernel:
+    import tvm
+
+    with target, tvm.transform.PassContext(config=toolchain.pass_config()):
+        return Kernel(tvm.build(schedule, list(arguments), target=target), arguments)
+
+
+def ansor_line(task: Task, steps: str, trial: Trial | None = None) -> str:
+    """An Ansor configuration as TVM's own record line (auto_scheduler/measure_record.cc).
+
+    Args:
+        task: whose it is.
+        steps: the transform steps, JSON text.
+        trial: its outcome; None for a line that only carries the steps.
+    """
+    costs = trial.costs_s if trial is not None else ()
+    failure = trial.failure if trial is not None else None
+    return json.dumps(
+        {
+            "i": [_ansor_head(task.handle), [[], json.loads(steps)]],
+            "r": [
+                list(costs) or [_FAILED_COST_S],
+                0 if failure is None else failure.measure_error,
+                trial.elapsed_s if trial is not None else 0.0,
+                int(time.time()),
+            ],
+            "v": "v0.6",
+        }
+    )
+
+
+def ansor_steps(task: Task, state: Any) -> str:
+    """The transform steps of one of Ansor's states as a ``Config``."""
+    return json.dumps(_dumped(task.handle, state)["i"][1][1], separators=(",", ":"))
+
+
+def ansor_state(task: Task, steps: str) -> Any:
+    """One of Ansor's states from its transform steps."""
+    toolchain.activate()
+    from tvm.auto_scheduler.measure_record import load_record_from_string
+
+    given, _ = load_record_from_string(ansor_line(task, steps))
+    return task.handle.compute_dag.infer_bound_from_state(given.state).state_object
+
+
+def _ansor_head(handle: Any) -> Any:
+    """What Ansor's record lines of a task begin with: workload, target, hardware ..."""
+    return _dumped(handle, handle.compute_dag.get_init_state())["i"][0]
+
+
+def _dumped(handle: Any, state: Any) -> Any:
+    toolchain.activate()
+    from tvm.auto_scheduler.measure import MeasureInput, MeasureResult
+    from tvm.auto_scheduler.measure_record import dump_record_to_string
+
+    result = MeasureResult([_FAILED_COST_S], 0, "", 0.0, 0.0)
+    return json.loads(dump_record_to_string(MeasureInput(handle, state), result))
