@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet_tvm import toolchain
+from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError
+from mobilenet_tvm.build.layouts import mixed
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -24,7 +27,8 @@ from mobilenet_tvm.build.manifest import (
     sha256_file,
     write_manifest,
 )
-from mobilenet_tvm.errors import DeviceError
+from mobilenet_tvm.build.plans import Plan, plan_tasks
+from mobilenet_tvm.errors import DeviceError, carries_interrupt, last_line
 from mobilenet_tvm.frontend import RelayModel
 from mobilenet_tvm.records import Record, Task
 from mobilenet_tvm.records.log import log_digest_text
@@ -63,6 +67,7 @@ def compile_model(
     preprocessing: Preprocessing | None = None,
     labels: Sequence[str] | None = None,
     schedules: str = "ours",
+    plan: Plan | None = None,
 ) -> Manifest:
     """Compile a model with the best records and write ``path`` and its manifest.
 
@@ -71,16 +76,19 @@ def compile_model(
         preset: what to compile for.
         path: the ``.so`` to write.
         info: where the model came from.
-        tasks: the model's tasks, for the coverage and to leave foreign records out.
+        tasks: the model's tasks, for the coverage and to leave foreign records out; for a
+            plan with Ansor's layers also its.
         best: the best record of each task, by key; none compiles the untuned defaults.
         preprocessing: how a photo becomes the input, if it is known.
         labels: of the classes, if they are known.
         schedules: ``ours`` or ``stock``.
+        plan: which convolutions are Ansor's (``build.plans``); none are by default.
 
     Returns:
         The manifest as written.
 
     Raises:
+        UnusablePlanError: a layer that is Ansor's has no record that fits, or TVM cannot apply it.
         DeviceError: the linker failed or the folder cannot be written.
     """
     toolchain.activate()
@@ -91,21 +99,49 @@ def compile_model(
     import mobilenet_tvm.schedules
 
     best = best or {}
-    used = [best[task.key] for task in tasks if task.key in best]
+    ansor = bool(plan is not None and plan.positions)
+    planned = plan_tasks(model.module, tasks, plan)
+    given = [best[task.key] for task in planned if task.key in best]
+    config = toolchain.pass_config()
+    if ansor:
+        config = {**config, "relay.backend.use_auto_scheduler": True}
+        # Pooling and the like may have records too.
+        given += [
+            best[task.key]
+            for task in tasks
+            if task.searcher == "ansor" and task.key in best and task not in planned
+        ]
+    missed: list[str] = []
     mobilenet_tvm.schedules.use(schedules)
-    context = autotvm.task.ApplyHistoryBest([decode(record.line, "json") for record in used])
     silent, autotvm.GLOBAL_SCOPE.silent = autotvm.GLOBAL_SCOPE.silent, True
     try:
-        with context, tvm.transform.PassContext(opt_level=3, config=toolchain.pass_config()):
+        module = mixed(model.module, plan.positions) if plan is not None and ansor else model.module
+        autotvm_context = autotvm.task.ApplyHistoryBest(
+            [decode(record.line, "json") for record in given if record.searcher == "autotvm"]
+        )
+        ansor_context = AnsorRecords((r for r in given if r.searcher == "ansor"), missed)
+        with (
+            autotvm_context,
+            ansor_context,
+            tvm.transform.PassContext(opt_level=3, config=config),
+        ):
             library = relay.build(
-                model.module, target=preset.target, params=model.params, mod_name="default"
+                module, target=preset.target, params=model.params, mod_name="default"
             )
+    except Exception as error:
+        reason = missed or [last_line(error)]
+        # No plan is to blame for a Ctrl-C.
+        blamed = isinstance(error, tvm.TVMError) and not carries_interrupt(error)
+        if plan is None or not (missed or (ansor and blamed)):
+            raise
+        raise UnusablePlanError(f"plan {plan.name} cannot be built: {reason[0]}") from error
     finally:
         autotvm.GLOBAL_SCOPE.silent = silent
         mobilenet_tvm.schedules.use("ours")
+    used = [r for r in given if r.searcher == "autotvm" or r.key in ansor_context.used]
     link(library, path, preset)
 
-    covered = coverage(tasks, best)
+    covered = coverage(planned, best)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=path.name.removesuffix(".so"),
@@ -120,7 +156,8 @@ def compile_model(
             tasks=covered.tasks,
             tuned=covered.tuned,
             log_digest=sha256_bytes(log_digest_text(used)) if used else None,
-            searchers=("autotvm",) if used else (),
+            searchers=tuple(sorted({record.searcher for record in used})),
+            layout_transforms=layout_transforms(library.get_graph_json()),
         ),
         so_sha256=sha256_file(path),
         preprocessing=preprocessing,
@@ -131,6 +168,15 @@ def compile_model(
     except OSError as error:
         raise DeviceError(f"cannot write the manifest of {path}: {error.strerror}") from None
     return manifest
+
+
+def layout_transforms(graph_json: str) -> int:
+    """How many kernels of one inference change a layout (fused ones too), from TVM's graph.
+
+    Those of constant weights are not among them: they were done while compiling.
+    """
+    names = (node.get("attrs", {}).get("func_name", "") for node in json.loads(graph_json)["nodes"])
+    return sum("layout_transform" in name for name in names)
 
 
 def link(library: Any, path: Path, preset: Preset) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from mobilenet_tvm.errors import UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,15 +76,35 @@ class ToolchainInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TuningInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Coverage of the build: ``tuned`` of ``tasks`` had a measured record.
+    """Coverage of the build: ``tuned`` of the ``tasks`` of the plan had a measured record.
 
-    ``log_digest`` is ``sha256:<hex>`` of the records used, in the order applied.
+    ``log_digest`` is ``sha256:<hex>`` of the records used, in the order applied; ``searchers``
+    are those that these records are of. ``layout_transforms`` counts the kernels of one
+    inference that change a layout.
     """
 
     tasks: int
     tuned: int
     log_digest: str | None = None
     searchers: tuple[str, ...] = ()
+    layout_transforms: int = 0
+
+
+class CandidateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One build that this artifact was chosen from, or did not have to be compared with.
+
+    ``name`` is the plan's (see ``build.plans``). ``median_ms`` of one inference is None where
+    it was not measured, and so is ``ratio``: its time over the chosen one's, from paired rounds.
+    ``layout_transforms`` is None if it was not built, ``parity_passed`` if it was not checked.
+    """
+
+    name: str
+    chosen: bool
+    why: str
+    median_ms: float | None = None
+    ratio: float | None = None
+    layout_transforms: int | None = None
+    parity_passed: bool | None = None
 
 
 class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +146,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...] | None = None
     parity: ParityInfo | None = None
     latency: tuple[LatencyInfo, ...] = ()
+    decision: tuple[CandidateInfo, ...] = ()
 
 
 def manifest_path(artifact: Path) -> Path:

@@ -12,6 +12,7 @@ import pytest
 
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
+    CandidateInfo,
     LatencyInfo,
     Manifest,
     ModelInfo,
@@ -37,12 +38,16 @@ FULL = Manifest(
     outputs=(TensorSpec("logits", (1, 10), "float32"),),
     target=TargetInfo("x86-avx2", "llvm", "x86_64", ("avx2", "fma")),
     toolchain=ToolchainInfo("0.1.0", "0.19.0", "22.1.8"),
-    tuning=TuningInfo(21, 20, "sha256:11", ("autotvm",)),
+    tuning=TuningInfo(21, 20, "sha256:11", ("ansor", "autotvm"), 3),
     so_sha256="sha256:22",
     preprocessing=Preprocessing(32, 32, 36, "BGR", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0)),
     labels=("cat", "dög"),
     parity=ParityInfo(True, "onnxruntime", 1e-4, 1e-6, 3, 0, 1.0, None),
     latency=(LatencyInfo("cpu", 1, 1.5, 1.4, 1.9),),
+    decision=(
+        CandidateInfo("mix", True, "fastest of 2", 1.5, 1.0, 3, True),
+        CandidateInfo("ansor", False, "not built: estimated 21.3 ms"),
+    ),
 )
 
 
@@ -83,9 +88,9 @@ def set_field(name: str, value: Any) -> Callable[[bytes], bytes]:
         (lambda raw: b"", "is damaged"),
         (lambda raw: b"[1, 2]", "is damaged"),
         (lambda raw: b"\xff\xfe{}", "is damaged"),
-        (lambda raw: b"{}", "has format None, this version reads 1"),
-        (set_field("format_version", 2), "has format 2, this version reads 1"),
-        (set_field("format_version", "1"), "has format 1"),
+        (lambda raw: b"{}", "has format None, this version reads 2"),
+        (set_field("format_version", 1), "has format 1, this version reads 2"),
+        (set_field("format_version", "2"), "has format 2"),
         (set_field("labels", 3), "$.labels"),
         (set_field("surprise", 1), "surprise"),
         (

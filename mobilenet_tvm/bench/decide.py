@@ -1,0 +1,98 @@
+"""Which of several builds of one model is the fastest here, measured end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, compare
+from mobilenet_tvm.bench.results import BenchResult
+
+# How many times as fast one build must be for the difference to be no noise.
+CLEARLY = 1.01
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A built artifact; ``layout_transforms`` is its manifest's."""
+
+    name: str
+    path: Path
+    layout_transforms: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The build to keep.
+
+    ``median_ms`` of every candidate, ``ratio``: its time over the chosen one's, from the paired
+    rounds; ``why`` the chosen one is; ``warnings`` about the measurement.
+    """
+
+    chosen: str
+    median_ms: Mapping[str, float]
+    ratio: Mapping[str, float]
+    why: str
+    warnings: tuple[str, ...] = ()
+
+
+def decide(
+    candidates: Sequence[Candidate],
+    *,
+    threads: int = 1,
+    rounds: int = DEFAULT_ROUNDS,
+    seed: int = 0,
+    on_round: Callable[[int, int], None] | None = None,
+) -> Choice:
+    """Run the candidates in alternating rounds on ``threads`` cores and choose one.
+
+    Raises:
+        UsageError: too many threads, or candidates that are not builds of one model.
+        DeviceError: a worker died, hung or failed.
+    """
+    contenders = [Contender(c.name, "artifact", str(c.path)) for c in candidates]
+    result = compare(contenders, threads=(threads,), rounds=rounds, seed=seed, on_round=on_round)
+    return choose(result, {c.name: c.layout_transforms for c in candidates})
+
+
+def choose(result: BenchResult, layout_transforms: Mapping[str, int]) -> Choice:
+    """The fastest by the paired ratios; within the noise, the one with fewer layout transforms.
+
+    Args:
+        result: of one number of threads.
+        layout_transforms: of each contender, by label.
+    """
+    first = result.timings[0]
+    # Times as fast as the first contender, from the rounds that both ran.
+    speed = {first.label: 1.0} | {
+        ratio.to: 1 / ratio.median for ratio in result.ratios if ratio.of == first.label
+    }
+    fastest = max(speed, key=lambda name: speed[name])
+    close = [name for name in speed if _ratio(result, fastest, name) < CLEARLY]
+    chosen = min(close, key=lambda name: (layout_transforms[name], -speed[name]))
+    at = f"at {first.threads} thread" + ("" if first.threads == 1 else "s")
+    why = f"fastest of {len(speed)} measured end to end {at}"
+    if chosen != fastest:
+        ahead = 100 * (_ratio(result, fastest, chosen) - 1)
+        fewer = "with fewer layout transforms"
+        why = f"within the noise of the fastest, {fastest} ({ahead:.1f} % {at}), {fewer}"
+    return Choice(
+        chosen,
+        {timing.label: timing.median_ms for timing in result.timings},
+        {name: _ratio(result, chosen, name) for name in speed},
+        why,
+        result.warnings,
+    )
+
+
+def _ratio(result: BenchResult, of: str, to: str) -> float:
+    """How many times as fast ``of`` is as ``to``, whichever way round it was kept."""
+    if of == to:
+        return 1.0
+    for ratio in result.ratios:
+        if (ratio.of, ratio.to) == (of, to):
+            return ratio.median
+        if (ratio.of, ratio.to) == (to, of):
+            return 1 / ratio.median
+    raise KeyError((of, to))
