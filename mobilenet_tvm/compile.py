@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilenet_tvm import targets
 from mobilenet_tvm.cli import artifact
+from mobilenet_tvm.cli.artifact import Job
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.records import Record, choose_records, read_log
+from mobilenet_tvm.records import Record, choose_records
+from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
+from mobilenet_tvm.records.merge import Log, load
+
+_KINDS = ("*.autotvm.jsonl", "*.ansor.jsonl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="tuning logs, or folders of them (default: the log of this model under -o)",
+        help="tuning logs, or folders of them (default: the logs of this model under -o)",
     )
 
 
@@ -35,8 +42,12 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """
     with out.working("importing the model"):
         job = artifact.prepare(args)
-    records = _records(args, job.log, out)
-    best = choose_records(job.tasks, records)
+    records = _records(args, job, out)
+    if any(record.searcher == "ansor" for record in records):
+        with out.working("finding Ansor's tasks"):
+            tasks = extract_ansor_tasks(job.relay.module, job.preset, threads=args.threads)
+        job = dataclasses.replace(job, ansor_tasks=tasks)
+    best = choose_records(job.all_tasks, records)
     if records and not best:
         out.warn(
             f"none of the {len(records)} records is of this model's tasks on {job.preset.name}: "
@@ -45,25 +56,53 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     return artifact.compile_and_check(job, best, args, out)[2]
 
 
-def _records(args: argparse.Namespace, default: Path, out: Output) -> list[Record]:
+def _records(args: argparse.Namespace, job: Job, out: Output) -> list[Record]:
     logs: Sequence[Path] | None = args.logs
     if logs is None:
-        if not default.exists():
-            if not args.require_tuned:  # that has its own words for it
-                out.warn(
-                    f"no log at {default}: compiling with untuned schedules; tune first with "
-                    "python -m mobilenet_tvm.tune, or name a log with --logs"
-                )
-            return []
-        logs = [default]
-    found: list[Record] = []
+        usual = [job.log_of(searcher) for searcher in ("autotvm", "ansor")]
+        logs = [log for log in usual if log.exists()]
+        if not logs and not args.require_tuned:  # that has its own words for it
+            out.warn(
+                f"no log at {usual[0]}: compiling with untuned schedules; tune first with "
+                "python -m mobilenet_tvm.tune, or name a log with --logs"
+            )
+    found: list[Log] = []
     for path in logs:
-        files = sorted(path.rglob("*.autotvm.jsonl")) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for kind in _KINDS for file in path.rglob(kind))
         if not files:
-            raise UsageError(f"no *.autotvm.jsonl in {path}: name a tuning log")
+            raise UsageError(f"no {' or '.join(_KINDS)} in {path}: name a tuning log")
         for file in files:
-            found += read_log(file, out.warn)
-    return found
+            found.append(load(file, out.warn))
+    _warn_of_foreign(found, job, args.threads, out)
+    return [record for log in found for record in log.records]
+
+
+def _warn_of_foreign(logs: Sequence[Log], job: Job, threads: int, out: Output) -> None:
+    """Say once that times are of another machine or thread count, and once that they are none."""
+    here = targets.cpu_name()
+    foreign, unmeasured = [], []
+    for log in logs:
+        run = log.run
+        if run is None:
+            continue
+        if run.timing != "measured":
+            unmeasured.append(f"{log.path} holds {run.timing} times, not measured ones")
+        # What is compiled for another machine is tuned on another machine.
+        elif run.threads != threads or (run.cpu != here and job.preset.runs_here()):
+            foreign.append(f"{log.path} was measured on {run.cpu} with --threads {run.threads}")
+    if foreign:
+        out.warn(
+            f"{_first_of(foreign)}; this is {here} with --threads {threads}: other schedules may "
+            "be faster here, tune first with python -m mobilenet_tvm.tune --from that log"
+        )
+    if unmeasured:
+        out.warn(f"{_first_of(unmeasured)}: they rank schedules, and say nothing of their speed")
+
+
+def _first_of(texts: Sequence[str]) -> str:
+    return texts[0] + (f" (and {len(texts) - 1} more logs like it)" if len(texts) > 1 else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mobilenet_tvm import compile as compile_verb
+from mobilenet_tvm import targets
 from mobilenet_tvm.cli import artifact
-from mobilenet_tvm.search import Trial
-from mobilenet_tvm.search.tuning import record_line
+from mobilenet_tvm.records import RunInfo, write_run
+from mobilenet_tvm.search import AutoTvmSearcher, Trial
 
 TINY = ("--alpha", "0.25", "--resolution", "32")
 
@@ -51,11 +53,15 @@ def taken(monkeypatch) -> list[dict]:
     return seen
 
 
+def line_of(task, trial) -> str:
+    return AutoTvmSearcher(task, trials=1, seed=0).record_line(trial)
+
+
 @pytest.fixture(scope="module")
 def lines(job) -> list[str]:
     """A record line of each task of the tiny model."""
     trials = (Trial(task.candidates[0], (1e-5,)) for task in job.tasks)
-    return [record_line(task, t) for task, t in zip(job.tasks, trials, strict=True)]
+    return [line_of(task, t) for task, t in zip(job.tasks, trials, strict=True)]
 
 
 @pytest.fixture
@@ -76,12 +82,111 @@ def test_records_of_all_files_of_a_folder_are_taken(tiny, taken, job, logs, tmp_
 
 def test_of_several_logs_the_fastest_record_is_taken(tiny, taken, job, logs, tmp_path):
     task = job.tasks[0]
-    slow, fast = (record_line(task, Trial(task.candidates[1], (s,))) for s in (2e-5, 5e-6))
+    slow, fast = (line_of(task, Trial(task.candidates[1], (s,))) for s in (2e-5, 5e-6))
     more = tmp_path / "more.jsonl"
     more.write_text(f"{slow}\n{fast}\n{slow}\n")
     assert tiny(tmp_path, "--logs", more, logs) == 0
     assert taken[0][task.key].line == fast
     assert len(taken[0]) == len(job.tasks)
+
+
+def run_file(log: Path, **changes: object) -> None:
+    """Say of a log that this machine measured it, but for ``changes``."""
+    run = RunInfo(
+        format_version=1,
+        preset="x86",
+        target="llvm",
+        cpu=targets.cpu_name(),
+        tvm="0.19.0",
+        llvm="22.1.8",
+        model="tiny",
+        model_digest="sha256:0",
+        searcher="autotvm",
+        seed=0,
+        threads=1,
+        spent_s=1.0,
+        trials=1,
+        failures={},
+    )
+    write_run(log, msgspec.structs.replace(run, **changes))
+
+
+def test_what_this_machine_measured_needs_no_warning(tiny, taken, logs, tmp_path, capsys):
+    run_file(logs / "somewhere" / "a.autotvm.jsonl")
+    assert tiny(tmp_path, "--logs", logs) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_logs_of_other_machines_and_threads_are_one_warning(
+    tiny, taken, job, logs, tmp_path, capsys
+):
+    a, b = (logs / "somewhere" / f"{name}.autotvm.jsonl" for name in "ab")
+    run_file(a, cpu="a CPU of theirs")
+    run_file(b, threads=4)
+    assert tiny(tmp_path, "--logs", logs) == 0
+    assert len(taken[0]) == len(job.tasks)
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == said.count("\n") == 1
+    assert f"{a} was measured on a CPU of theirs with --threads 1 (and 1 more logs" in said
+    assert f"this is {targets.cpu_name()} with --threads 1: " in said
+
+
+def test_a_log_for_another_machine_is_of_another_machine(
+    tiny, taken, logs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(targets.Preset, "runs_here", lambda _self: False)
+    log = logs / "somewhere" / "a.autotvm.jsonl"
+    run_file(log, cpu="a CPU of theirs")
+    assert tiny(tmp_path, "--logs", log) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_times_that_nobody_measured_are_taken_with_a_warning(tiny, taken, logs, tmp_path, capsys):
+    log = logs / "somewhere" / "a.autotvm.jsonl"
+    run_file(log, cpu="an emulator", timing="emulated")
+    assert tiny(tmp_path, "--logs", log) == 0
+    assert taken[0]
+    said = capsys.readouterr().err
+    assert said == (
+        f"warning: {log} holds emulated times, not measured ones: they rank schedules, and say "
+        "nothing of their speed\n"
+    )
+
+
+@pytest.fixture
+def ansor_line(job, monkeypatch) -> str:
+    """A line of a task that Ansor's extraction would find, which is not called here."""
+    key, target = '["0123", 1]', str(job.tasks[0].handle.target)
+    task = dataclasses.replace(job.tasks[0], key=key, searcher="ansor", default=None)
+    monkeypatch.setattr(compile_verb, "extract_ansor_tasks", lambda *_args, **_options: (task,))
+    numbers = [1, 64, 64, 0, 0, 0, 0, 0]
+    inputs = [[key, target, numbers, "", 0, []], [[], [["SP", 2, 0, 4, [4], 1]]]]
+    return json.dumps({"i": inputs, "r": [[1e-6], 0, 0.1, 1], "v": "v0.6"})
+
+
+def test_logs_of_both_searchers_are_taken(tiny, taken, logs, ansor_line, tmp_path):
+    (logs / "somewhere" / "a.ansor.jsonl").write_text(ansor_line + "\n")
+    assert tiny(tmp_path, "--logs", logs) == 0
+    assert {record.searcher for record in taken[0].values()} == {"autotvm", "ansor"}
+
+
+def test_the_usual_logs_are_those_of_both_searchers(tiny, taken, job, lines, ansor_line, tmp_path):
+    for searcher, line in (("autotvm", lines[0]), ("ansor", ansor_line)):
+        log = dataclasses.replace(job, folder=tmp_path).log_of(searcher)
+        assert log.name == f"mobilenet_v1_0.25_32.{searcher}.jsonl"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(line + "\n")
+    assert tiny(tmp_path) == 0
+    assert sorted(record.searcher for record in taken[0].values()) == ["ansor", "autotvm"]
+
+
+def test_ansors_tasks_are_found_only_for_its_records(tiny, taken, logs, tmp_path, monkeypatch):
+    def never(*_args, **_options):
+        raise AssertionError("it takes seconds")
+
+    monkeypatch.setattr(compile_verb, "extract_ansor_tasks", never)
+    assert tiny(tmp_path, "--logs", logs) == 0
+    assert taken[0]
 
 
 def test_an_empty_folder_is_not_tuned(tiny, tmp_path, capsys):
@@ -130,6 +235,7 @@ def test_a_log_that_is_not_there_is_2(tiny, tmp_path, capsys, options):
     [
         (["--target", "z80"], "unknown target 'z80'"),
         (["--alpha", "0"], "alpha 0 is outside"),
+        (["--threads", "4096"], "--threads 4096: give 1 to "),
         (["--resolution", "100"], "96 or 128"),
         (["--images", "{folder}"], "no photos in"),
         (["--labels", "{folder}"], "cannot read the labels"),

@@ -20,11 +20,28 @@ import pytest
 
 from mobilenet_tvm import compile as compile_verb
 from mobilenet_tvm import tune
+from mobilenet_tvm.build import make_plans
 from mobilenet_tvm.build.manifest import read_manifest, sha256_file
 from mobilenet_tvm.cli import artifact
+from mobilenet_tvm.cli import search as search_module
+from mobilenet_tvm.cli import transfer as transfer_module
 from mobilenet_tvm.cli.frame import VerbFailedError
-from mobilenet_tvm.records import read_run, write_run
-from mobilenet_tvm.search import Summary
+from mobilenet_tvm.records import (
+    Config,
+    Task,
+    choose_records,
+    parse_line,
+    read_log,
+    read_run,
+    run_path,
+    workloads_path,
+    write_run,
+    write_workloads,
+)
+from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
+from mobilenet_tvm.records.lines import trial_seconds
+from mobilenet_tvm.records.workloads import read_workloads
+from mobilenet_tvm.search import AnsorSearcher, AutoTvmSearcher, CostModel, Summary, Trial
 from mobilenet_tvm.targets import cpu_name, resolve
 from mobilenet_tvm.toolchain import TVM_VERSION
 
@@ -32,19 +49,31 @@ SMALL = ("--alpha", "0.25", "--resolution", "128")
 TINY = ("--alpha", "0.25", "--resolution", "32")
 
 
-def log_of(folder: Path, resolution: int) -> Path:
+def log_of(folder: Path, resolution: int, searcher: str = "autotvm") -> Path:
     preset = resolve("x86").name
-    return folder / "tuning_logs" / preset / f"mobilenet_v1_0.25_{resolution}.autotvm.jsonl"
+    return folder / "tuning_logs" / preset / f"mobilenet_v1_0.25_{resolution}.{searcher}.jsonl"
+
+
+# For a child's whole life; pytest's own time-out is longer.
+PATIENCE_S = 500
+
+
+def is_whole(line: str) -> bool:
+    """Whether it is a record, and not what a kill left of one."""
+    try:
+        parse_line(line)
+    except ValueError:
+        return False
+    return True
 
 
 def lines_of(log: Path) -> list[str]:
     return log.read_text().splitlines()
 
 
-def tried(log: Path) -> Counter[tuple[str, int]]:
+def tried(log: Path) -> Counter[tuple[str, Config]]:
     """How often each configuration of each workload stands in the log."""
-    records = map(json.loads, lines_of(log))
-    return Counter((str(r["input"][1:3]), r["config"]["index"]) for r in records)
+    return Counter((record.key, record.config) for record in map(parse_line, lines_of(log)))
 
 
 def tune_process(folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -63,9 +92,12 @@ def compiles_nothing(monkeypatch):
 
 
 @pytest.fixture
-def searches_nothing(monkeypatch, compiles_nothing):
-    """A tuning run that neither searches nor compiles."""
-    monkeypatch.setattr(tune, "tune_tasks", lambda tasks, **_options: Summary())
+def searches_nothing(monkeypatch, compiles_nothing, tmp_path):
+    """A tuning run that neither searches nor compiles, and that knows no shipped logs."""
+    monkeypatch.setattr(transfer_module.tuning_logs, "__path__", [str(tmp_path / "none")])
+    monkeypatch.setattr(search_module, "tune_tasks", lambda tasks, **_options: Summary())
+    monkeypatch.setattr(search_module.bench, "machine_noise", lambda threads: 1.0)
+    monkeypatch.setattr(search_module, "measure_peak_gflops", lambda target: 100.0)
     return monkeypatch
 
 
@@ -99,8 +131,9 @@ class Tuned:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Tuned:
     folder = tmp_path_factory.mktemp("tuned")
-    process = tune_process(folder, *SMALL, "--trials", "2", "--rounds", "2", "--json")
-    output, said = process.communicate(timeout=300)
+    options = ("--tuner", "autotvm", "--trials", "1", "--rounds", "2", "--json")
+    process = tune_process(folder, *SMALL, *options)
+    output, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     assert output.count("\n") == 1
     return Tuned(folder, log_of(folder, 128), json.loads(output), said)
@@ -127,7 +160,7 @@ class TestMainJob:
         assert set(counts.values()) == {1}
         workloads = Counter(workload for workload, _ in counts)
         assert len(workloads) == tuned.payload["tasks"]
-        assert max(workloads.values()) == 2
+        assert max(workloads.values()) == 1
         run = read_run(tuned.log)
         assert (run.cpu, run.tvm, run.timing) == (cpu_name(), TVM_VERSION, "measured")
         assert run.trials == len(lines_of(tuned.log))
@@ -137,7 +170,7 @@ class TestMainJob:
         payload = tuned.payload
         assert payload["tuned"] == payload["tasks"]
         assert payload["parity"]["passed"] is True
-        assert payload["log"] == str(tuned.log)
+        assert payload["logs"] == [str(tuned.log)]
         assert payload["search"]["trials"] == len(lines_of(tuned.log))
         assert payload["search"]["resumed"] == 0
         labels = {timing["label"] for timing in payload["bench"]["timings"]}
@@ -151,7 +184,7 @@ class TestMainJob:
     def test_a_person_reads_one_line_a_step(self, tuned):
         tasks = tuned.payload["tasks"]
         lines = tuned.said.splitlines()
-        assert sum(line.startswith("[") and " trials" in line for line in lines) == tasks
+        assert sum(line.startswith("[") and " after 1 trial" in line for line in lines) == tasks
         for start in ("searched  ", "artifact  ", "parity    with onnxruntime"):
             assert sum(line.startswith(start) for line in lines) == 1, start
         assert f"{tasks} of {tasks} tasks tuned" in tuned.said
@@ -159,7 +192,8 @@ class TestMainJob:
 
     def test_the_same_command_again_repeats_nothing(self, tuned, compiles_nothing, capfd):
         before = tuned.log.read_bytes()
-        argv = [*SMALL, "--trials", "2", "--no-bench", "-o", str(tuned.folder), "--json"]
+        options = ["--tuner", "autotvm", "--trials", "1", "--no-bench", "--json"]
+        argv = [*SMALL, *options, "-o", str(tuned.folder)]
         assert tune.main(argv) == 0
         captured = capfd.readouterr()
         assert tuned.log.read_bytes() == before
@@ -182,7 +216,7 @@ class TestMainJob:
 
 
 def wait_for_trials(process: subprocess.Popen[str], log: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not log.exists() or len(lines_of(log)) < count:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -191,7 +225,7 @@ def wait_for_trials(process: subprocess.Popen[str], log: Path, count: int) -> No
 
 @pytest.mark.slow
 def test_interrupted_then_killed_then_finished(tmp_path):
-    options = (*TINY, "--trials", "2", "--no-bench")
+    options = (*TINY, "--tuner", "autotvm", "--trials", "2", "--no-bench")
     log = log_of(tmp_path, 32)
 
     process = tune_process(tmp_path, *options, "--json")
@@ -219,7 +253,7 @@ def test_interrupted_then_killed_then_finished(tmp_path):
     killed = len(lines_of(log)) - 1
 
     process = tune_process(tmp_path, *options, "--json")
-    output, said = process.communicate(timeout=180)
+    output, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     assert "the last line was cut short by a killed run" in said
     assert f"{killed} finished trials are not repeated" in said
@@ -242,7 +276,7 @@ LINE = (
 
 
 def tiny(folder: Path, *options: str) -> int:
-    return tune.main([*TINY, "--no-bench", "-o", str(folder), *options])
+    return tune.main([*TINY, "--tuner", "autotvm", "--no-bench", "-o", str(folder), *options])
 
 
 @pytest.fixture
@@ -265,6 +299,18 @@ def test_a_log_of_another_machine_is_refused(logged, tmp_path, capsys):
     assert logged.read_text() == LINE
 
 
+def test_a_log_that_does_not_say_where_it_was_measured_is_refused(logged, tmp_path, capsys):
+    run_path(logged).unlink()
+    capsys.readouterr()
+    assert tiny(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {logged} has no run file beside it")
+    assert "--from to begin with what it found" in said
+    assert said.count("\n") == 1
+    assert logged.read_text() == LINE
+    assert not run_path(logged).exists()
+
+
 def test_fresh_sets_the_old_log_aside_even_a_foreign_one(logged, tmp_path, capsys):
     write_run(logged, msgspec.structs.replace(read_run(logged), cpu="Cray-1", spent_s=7.0))
     capsys.readouterr()
@@ -278,6 +324,26 @@ def test_fresh_sets_the_old_log_aside_even_a_foreign_one(logged, tmp_path, capsy
     assert run.spent_s < 7
 
 
+def test_fresh_again_keeps_both_old_logs(logged, tmp_path):
+    run_path(logged).with_name(run_path(logged).name + ".old").write_text("of another log")
+    assert tiny(tmp_path, "--fresh") == 0
+    logged.write_text(LINE * 2)
+    assert tiny(tmp_path, "--fresh") == 0
+    for number, text in (("2", LINE), ("3", LINE * 2)):  # with the run file's number
+        assert logged.with_name(f"{logged.name}.old{number}").read_text() == text
+        assert run_path(logged).with_name(f"{run_path(logged).name}.old{number}").exists()
+
+
+def test_a_killed_run_s_seconds_are_counted_by_the_next(logged, tmp_path):
+    """The line is there, and the run file that was written before it says nothing of it."""
+    assert (read_run(logged).trials, read_run(logged).spent_s) == (0, 0)
+    assert tiny(tmp_path) == 0
+    run = read_run(logged)
+    assert (run.trials, run.spent_s) == (1, trial_seconds(parse_line(LINE)))
+    assert tiny(tmp_path) == 0
+    assert read_run(logged).spent_s == run.spent_s
+
+
 def test_fresh_leaves_a_log_alone_that_another_run_writes(logged, tmp_path, capsys):
     capsys.readouterr()
     with filelock.FileLock(f"{logged}.lock"):
@@ -289,11 +355,11 @@ def test_fresh_leaves_a_log_alone_that_another_run_writes(logged, tmp_path, caps
 def test_the_run_file_is_there_while_the_search_goes_on(fast, tmp_path):
     seen = []
 
-    def search(tasks, *, log, **_options):
-        seen.append(read_run(log.path))
+    def search(tasks, *, logs, **_options):
+        seen.append(read_run(logs["autotvm"].path))
         return Summary()
 
-    fast.setattr(tune, "tune_tasks", search)
+    fast.setattr(search_module, "tune_tasks", search)
     assert tiny(tmp_path) == 0
     assert seen[0].cpu == cpu_name()
 
@@ -306,14 +372,362 @@ def test_what_was_searched_is_told_when_parity_fails(fast, tmp_path, capsys):
     def fail(*_arguments):
         raise VerbFailedError("parity failed", {"parity": {"passed": False}})
 
-    fast.setattr(tune, "tune_tasks", search)
+    fast.setattr(search_module, "tune_tasks", search)
     fast.setattr(artifact, "compile_and_check", fail)
     assert tiny(tmp_path, "--json") == 1
     payload = json.loads(capsys.readouterr().out)
     assert payload["parity"] == {"passed": False}
-    assert payload["log"] == str(log_of(tmp_path, 32))
+    assert payload["logs"] == [str(log_of(tmp_path, 32))]
     assert payload["search"]["failures"] == {"build_error": 2}
     assert payload["error"] == "parity failed"
+
+
+def test_a_log_of_other_threads_is_refused(logged, tmp_path, capsys):
+    capsys.readouterr()
+    assert tiny(tmp_path, "--threads", "2") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {logged} was measured with --threads 1, this run has 2: ")
+    assert said.count("\n") == 1
+    assert logged.read_text() == LINE
+    assert tiny(tmp_path, "--threads", "2", "--fresh") == 0
+    assert read_run(logged).threads == 2
+
+
+def test_a_log_of_times_that_are_none_is_refused(logged, tmp_path, capsys):
+    write_run(logged, msgspec.structs.replace(read_run(logged), timing="emulated"))
+    assert tiny(tmp_path) == 2
+    assert f"{logged} holds emulated times" in capsys.readouterr().err
+    assert read_run(logged).timing == "emulated"
+
+
+def test_a_machine_that_is_not_quiet_is_told_with_a_figure(fast, tmp_path, capsys):
+    fast.setattr(search_module.bench, "machine_noise", lambda threads: 1.874)
+    assert tiny(tmp_path) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "not quiet" in warning
+    assert "1.87 times" in warning
+
+
+def autotvm_line(task: Task, number: int = 0, cost_s: float = 1e-5) -> str:
+    trial = Trial(task.candidates[number], (cost_s,))
+    return AutoTvmSearcher(task, trials=1, seed=0).record_line(trial)
+
+
+def write_log(log: Path, lines: list[str], like: Path | None = None, **changes: object) -> None:
+    """A log and, like another one's, its run file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(line + "\n" for line in lines))
+    if like is not None:
+        write_run(log, msgspec.structs.replace(read_run(like), model="other", **changes))
+
+
+@pytest.fixture
+def searchers(fast):
+    """What each task's searcher is at the beginning, by task."""
+    found = {}
+
+    def begin(tasks, *, make_searcher, logs, **_options):
+        found.clear()
+        for task in tasks:
+            found[task.key] = make_searcher(task, {})
+        return Summary(by_searcher=dict.fromkeys(logs, 0))
+
+    fast.setattr(search_module, "tune_tasks", begin)
+    return found
+
+
+def test_trials_of_equal_tasks_of_another_model_are_adopted(fast, tiny_job, tmp_path, capsys):
+    assert tiny(tmp_path) == 0
+    log, beside = log_of(tmp_path, 32), log_of(tmp_path, 64)
+    lines = [autotvm_line(task) for task in tiny_job.tasks[:3]]
+    write_log(beside, [*lines, LINE.strip()], like=log)
+    capsys.readouterr()
+
+    assert tiny(tmp_path, "--json") == 0
+    captured = capsys.readouterr()
+    assert lines_of(log) == lines  # the dense layer is none of this model's
+    assert json.loads(captured.out)["records"] == 3
+    assert f"adopted   3 trials of equal tasks from the logs beside {log.name}" in captured.err
+    assert (read_run(log).trials, read_run(log).spent_s) == (3, 0)
+
+    assert tiny(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "adopted" not in said
+    assert "3 finished trials are not repeated" in said
+    assert lines_of(log) == lines
+
+    assert tiny(tmp_path, "--fresh") == 0
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cpu": "Cray-1"}, {"threads": 2}, {"timing": "emulated"}, None], ids=str
+)
+def test_trials_of_elsewhere_are_proposals_only(
+    fast, tiny_job, searchers, tmp_path, capsys, changes
+):
+    assert tiny(tmp_path) == 0
+    log, beside = log_of(tmp_path, 32), log_of(tmp_path, 64)
+    task = tiny_job.tasks[1]
+    like = {} if changes is None else {"like": log, **changes}
+    write_log(beside, [autotvm_line(task, -1)], **like)
+    capsys.readouterr()
+    assert tiny(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "adopted" not in said
+    assert "tasks begin with known records" in said
+    assert not log.exists()
+    # The default is tried first, what is known next.
+    assert begins(searchers[task.key], 2) == [task.default, task.candidates[-1]]
+
+
+def begins(searcher, count: int) -> list[Config]:
+    """The first configurations of a searcher."""
+    return [searcher.next() for _ in range(count)]
+
+
+def test_from_tells_where_to_begin(fast, tiny_job, searchers, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    first, second = tiny_job.tasks[1:3]
+    write_log(elsewhere / "deep" / "a.autotvm.jsonl", [autotvm_line(first, -1)])
+    write_log(elsewhere / "b.jsonl", ["no record", autotvm_line(second, -2)])
+    assert tiny(tmp_path, "--from", str(elsewhere), "--from", str(elsewhere / "b.jsonl")) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("line 1: no tuning record, left out") == 1
+    assert begins(searchers[first.key], 2) == [first.default, first.candidates[-1]]
+    assert begins(searchers[second.key], 2) == [second.default, second.candidates[-2]]
+
+
+def test_fresh_from_one_s_own_log_begins_with_it(fast, tiny_job, searchers, tmp_path):
+    assert tiny(tmp_path) == 0
+    log, task = log_of(tmp_path, 32), tiny_job.tasks[1]
+    write_log(log, [autotvm_line(task, -1)])
+    assert tiny(tmp_path, "--fresh", "--from", str(tmp_path)) == 0
+    assert not log.exists()
+    assert begins(searchers[task.key], 2) == [task.default, task.candidates[-1]]
+
+
+def test_another_cpu_s_times_of_our_tasks_teach_nothing(logged, tiny_job):
+    records = (parse_line(autotvm_line(tiny_job.tasks[0])), parse_line(LINE))
+    run = read_run(logged)
+    keys = {task.key for task in tiny_job.tasks}
+
+    def lessons(target=tiny_job.tasks[0].target, threads=1, **changes):
+        changed = msgspec.structs.replace(run, **changes)
+        known = transfer_module.Known(logged, records, changed, frozenset())
+        return known.lessons(keys, target, threads)
+
+    assert lessons() == list(records)
+    # Equal keys, and times that nobody can reach here.
+    assert lessons(cpu="Cray-1") == [records[1]]
+    assert lessons(threads=2) == [records[1]]
+    assert lessons(target="llvm -keys=cpu") == [records[1]]
+    assert lessons(timing="emulated") == []
+
+
+def test_shipped_logs_tell_where_to_begin(fast, tiny_job, searchers, tmp_path, capsys):
+    shipped = tmp_path / "shipped"
+    task = tiny_job.tasks[1]
+    for preset, number in (("a-preset", -1), ("x86-mine", -2)):
+        write_log(shipped / preset / "model.autotvm.jsonl", [autotvm_line(task, number)])
+    fast.setattr(transfer_module.tuning_logs, "__path__", [str(shipped)])
+    mine, other = search_module.shipped_logs("x86-mine")
+    assert (mine.parent.name, other.parent.name) == ("x86-mine", "a-preset")
+    assert tiny(tmp_path) == 0
+    assert begins(searchers[task.key], 2)[1] in (task.candidates[-1], task.candidates[-2])
+
+
+@pytest.mark.parametrize(("name", "words"), [("none.jsonl", "no such log"), ("", "no *.jsonl in")])
+def test_from_nothing_is_2_and_nothing_is_set_aside(logged, tmp_path, capsys, name, words):
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    assert tiny(tmp_path, "--fresh", "--from", str(tmp_path / "empty" / name)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --from ")
+    assert words in said
+    assert said.count("\n") == 1
+    assert logged.read_text() == LINE
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny_job):
+    return extract_ansor_tasks(tiny_job.relay.module, tiny_job.preset)
+
+
+@pytest.fixture(scope="module")
+def lines(tasks):
+    """Two trials of the first task, the second one faster."""
+    searcher = AnsorSearcher(tasks[0], trials=2, seed=0, model=CostModel(seed=0, cores=1))
+    costs_s = (2e-5, 1e-5)
+    return [searcher.record_line(Trial(searcher.next(), (cost_s,))) for cost_s in costs_s]
+
+
+class TestAnsor:
+    """Ansor's part of the run, up to the search."""
+
+    @pytest.fixture(autouse=True)
+    def _found(self, fast, tasks):
+        fast.setattr(tune, "extract_ansor_tasks", lambda module, preset, threads: tasks)
+
+    def test_default_is_both_each_with_its_own_trials(self, searchers, tasks, tiny_job, tmp_path):
+        assert tune.main([*TINY, "--no-bench", "-o", str(tmp_path)]) == 0
+        assert set(searchers) == {task.key for task in (*tasks, *tiny_job.tasks)}
+        assert {searchers[task.key].limit for task in tasks} == {512}
+        for task in tiny_job.tasks:
+            assert searchers[task.key].limit == min(96, len(task.candidates))
+        assert tiny(tmp_path, "--tuner", "all", "--trials", "2") == 0
+        assert {searcher.limit for searcher in searchers.values()} == {2}
+        assert tiny(tmp_path, "--tuner", "ansor") == 0
+        assert set(searchers) == {task.key for task in tasks}
+
+    def test_logs_run_files_and_sidecar(self, tasks, tmp_path, capsys):
+        assert tiny(tmp_path, "--tuner", "all", "--seed", "3", "--json") == 0
+        logs = [log_of(tmp_path, 32, name) for name in ("autotvm", "ansor")]
+        assert json.loads(capsys.readouterr().out)["logs"] == [str(log) for log in logs]
+        runs = [read_run(log) for log in logs]
+        assert [(run.searcher, run.seed, run.threads) for run in runs] == [
+            ("autotvm", 3, 1),
+            ("ansor", 3, 1),
+        ]
+        assert set(read_workloads(logs[1])) == {task.key for task in tasks}
+        assert not workloads_path(logs[0]).exists()
+
+    def test_fresh_sets_all_aside(self, tasks, lines, tiny_job, tmp_path, capsys):
+        assert tiny(tmp_path, "--tuner", "all") == 0
+        ours, ansor = (log_of(tmp_path, 32, name) for name in ("autotvm", "ansor"))
+        write_log(ours, [autotvm_line(tiny_job.tasks[0])])
+        write_log(ansor, lines)
+        before = {path.name for path in ansor.parent.iterdir() if path.suffix != ".lock"}
+        assert len(before) == 5
+        capsys.readouterr()
+        assert tiny(tmp_path, "--tuner", "all", "--fresh", "--json") == 0
+        captured = capsys.readouterr()
+        assert "resuming" not in captured.err
+        assert json.loads(captured.out)["records"] == 0
+        after = {path.name for path in ansor.parent.iterdir() if path.suffix != ".lock"}
+        assert {name + ".old" for name in before} <= after
+        assert ansor.with_name(ansor.name + ".old").read_text().splitlines() == lines
+        assert set(read_workloads(ansor)) == {task.key for task in tasks}
+
+    def test_one_tuner_leaves_the_other_s_log_alone(self, lines, tiny_job, tmp_path):
+        assert tiny(tmp_path, "--tuner", "all") == 0
+        ours, ansor = (log_of(tmp_path, 32, name) for name in ("autotvm", "ansor"))
+        write_log(ours, [autotvm_line(tiny_job.tasks[0])])
+        write_log(ansor, lines)
+        assert tiny(tmp_path, "--tuner", "autotvm", "--fresh") == 0
+        assert not ours.exists()
+        assert lines_of(ansor) == lines
+
+    def test_the_other_tuner_s_trials_count_for_the_model(
+        self, tasks, lines, tiny_job, tmp_path, capsys
+    ):
+        assert tiny(tmp_path, "--tuner", "all") == 0
+        ours, ansor = (log_of(tmp_path, 32, name) for name in ("autotvm", "ansor"))
+        write_log(ours, [autotvm_line(tiny_job.tasks[0])])
+        write_log(ansor, lines)
+        count = len({parse_line(line).key for line in lines})
+        for tuner in ("autotvm", "ansor"):
+            capsys.readouterr()
+            assert tiny(tmp_path, "--tuner", tuner, "--json") == 0
+            assert json.loads(capsys.readouterr().out)["records"] == 1 + count
+        write_run(ansor, msgspec.structs.replace(read_run(ansor), cpu="Cray-1"))
+        capsys.readouterr()
+        assert tiny(tmp_path, "--json") == 0
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["records"] == 1
+        assert f"{ansor} is of another machine" in captured.err
+
+    def test_equal_tasks_of_another_model_are_adopted(
+        self, fast, searchers, tasks, lines, tmp_path, capsys
+    ):
+        learnt = []
+        fast.setattr(
+            CostModel, "learn_records", lambda model, records, known: learnt.extend(records)
+        )
+        assert tiny(tmp_path, "--tuner", "ansor") == 0
+        log, beside = (log_of(tmp_path, resolution, "ansor") for resolution in (32, 64))
+        write_log(beside, lines, like=log)
+        write_workloads(beside, [tasks[0].handle])
+        learnt.clear()
+        capsys.readouterr()
+        assert tiny(tmp_path, "--tuner", "ansor") == 0
+        assert "adopted   2 trials of equal tasks" in capsys.readouterr().out
+        assert lines_of(log) == lines
+        assert [record.line for record in learnt] == lines  # once each
+
+    def test_from_tells_where_to_begin(self, searchers, tasks, lines, tmp_path, capsys):
+        elsewhere = tmp_path / "elsewhere.ansor.jsonl"
+        write_log(elsewhere, lines)
+        assert tiny(tmp_path, "--tuner", "ansor", "--from", str(elsewhere)) == 0
+        said = capsys.readouterr().out
+        assert f"transfer  1 of {len(tasks)} tasks begin with known records" in said
+        assert searchers[tasks[0].key].next() == parse_line(lines[1]).config
+        assert not log_of(tmp_path, 32, "ansor").exists()
+
+    def test_a_damaged_sidecar_of_from_is_named(self, lines, tmp_path, capsys):
+        elsewhere = tmp_path / "elsewhere.ansor.jsonl"
+        write_log(elsewhere, lines)
+        workloads_path(elsewhere).write_bytes(b"no gzip")
+        assert tiny(tmp_path, "--tuner", "ansor", "--from", str(elsewhere)) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {workloads_path(elsewhere)} is damaged")
+
+
+@pytest.mark.slow
+def test_ansor_then_both(tmp_path, compiles_nothing, monkeypatch, tiny_job, tasks, capfd):
+    """Some layers by Ansor; the rest by both, killed and resumed; and the decision."""
+    ours, ansor = (log_of(tmp_path, 32, name) for name in ("autotvm", "ansor"))
+    job = dataclasses.replace(tiny_job, folder=tmp_path)
+    monkeypatch.setattr(artifact, "prepare", lambda args: job)
+    monkeypatch.setattr(tune, "extract_ansor_tasks", lambda module, preset, threads: tasks[:4])
+    assert tiny(tmp_path, "--tuner", "ansor", "--trials", "1", "--json") == 0
+    payload = json.loads(capfd.readouterr().out)
+    assert payload["logs"] == [str(ansor)]
+    assert payload["search"]["by_searcher"] == {"ansor": 4}
+    assert read_run(ansor).searcher == "ansor"
+    assert {record.key for record in read_log(ansor, pytest.fail)} == set(read_workloads(ansor))
+    known = lines_of(ansor)
+    assert len(known) == 4
+
+    options = ("--tuner", "all", "--trials", "1", "--no-bench", "--json")
+    process = tune_process(tmp_path, *TINY, *options)
+    wait_for_trials(process, ansor, 6)
+    process.kill()
+    _, said = process.communicate(timeout=60)
+    assert f"resuming  {ansor}: 4 finished trials are not repeated" in said
+    kept = {log: [line for line in lines_of(log) if is_whole(line)] for log in (ours, ansor)}
+    assert kept[ansor][:4] == known
+
+    process = tune_process(tmp_path, *TINY, *options)
+    output, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    payload = json.loads(output)
+    assert payload["logs"] == [str(ours), str(ansor)]
+    for log, before in kept.items():
+        assert f"resuming  {log}: {len(before)} finished trials are not repeated" in said
+        assert lines_of(log)[: len(before)] == before
+        assert set(tried(log).values()) == {1}
+    assert payload["search"]["resumed"] == sum(map(len, kept.values()))
+    found = {log: len(lines_of(log)) - len(before) for log, before in kept.items()}
+    assert payload["search"]["by_searcher"] == {"autotvm": found[ours], "ansor": found[ansor]}
+    assert read_run(ours).searcher == "autotvm"
+    assert len(read_workloads(ansor)) == len(tasks)
+
+    # A random trial may fail, and then the layer is no candidate's: the logs tell.
+    records = [record for log in (ours, ansor) for record in read_log(log, pytest.fail)]
+    both = (*tiny_job.tasks, *tasks)
+    plans = make_plans(tiny_job.relay.module, both, choose_records(both, records))
+    names = [candidate["name"] for candidate in payload["decision"]]
+    assert names == [plan.name for plan in plans]
+    (chosen,) = [candidate for candidate in payload["decision"] if candidate["chosen"]]
+    assert all(candidate["why"] for candidate in payload["decision"])
+    manifest = read_manifest(Path(payload["artifact"]))
+    assert [candidate.name for candidate in manifest.decision] == names
+    kept = [candidate.name for candidate in manifest.decision if candidate.chosen]
+    assert kept == [chosen["name"]]
+    assert manifest.parity.passed
+    assert payload["parity"]["passed"] is True
+    assert not list(tmp_path.rglob(".candidates*"))
 
 
 @pytest.mark.parametrize(
@@ -328,13 +742,15 @@ def test_what_was_searched_is_told_when_parity_fails(fast, tmp_path, capsys):
         (["--shape", "1,3,32,32"], "--shape goes with --onnx"),
         ([*TINY, "--images", "{text}.none"], "no folder of photos"),
         ([*TINY, "--labels", "{text}"], "--labels has 1 lines and the model's output"),
-        ([*TINY, "-o", "{text}"], "cannot write"),
+        ([*TINY, "--tuner", "autotvm", "-o", "{text}"], "cannot write"),
     ],
 )
 def test_bad_usage_is_one_line_and_nothing_is_searched(
     searches_nothing, tmp_path, capsys, options, words
 ):
-    searches_nothing.setattr(tune, "tune_tasks", lambda *a, **k: pytest.fail("it searched"))
+    searches_nothing.setattr(
+        search_module, "tune_tasks", lambda *a, **k: pytest.fail("it searched")
+    )
     text = tmp_path / "text.onnx"
     text.write_text("hello, I am no model\n")
     argv = ["-o", str(tmp_path / "out"), *(o.format(text=text) for o in options)]

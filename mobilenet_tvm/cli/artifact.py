@@ -11,14 +11,24 @@ from typing import Any
 import msgspec
 
 from mobilenet_tvm import frontend, targets
-from mobilenet_tvm.build import Coverage, compile_model, coverage
-from mobilenet_tvm.build.manifest import Manifest, ModelInfo, Preprocessing
+from mobilenet_tvm.bench import check_threads
+from mobilenet_tvm.build import Plan, coverage, make_plans, plan_tasks
+from mobilenet_tvm.build.manifest import (
+    Manifest,
+    ModelInfo,
+    Preprocessing,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
+from mobilenet_tvm.cli.candidates import Decision, build_and_decide, table
 from mobilenet_tvm.cli.frame import Output, VerbFailedError
-from mobilenet_tvm.cli.options import add_model_options, model_info, resolve_model
-from mobilenet_tvm.errors import CheckFailedError, UsageError
-from mobilenet_tvm.parity import ParityResult, check_artifact
+from mobilenet_tvm.cli.options import add_model_options, model_info, positive, resolve_model
+from mobilenet_tvm.cli.scratch import folder_beside
+from mobilenet_tvm.errors import CheckFailedError, DeviceError, UsageError
+from mobilenet_tvm.parity import ParityResult
 from mobilenet_tvm.parity.inputs import find_images
-from mobilenet_tvm.records import Record, Task, extract_tasks
+from mobilenet_tvm.records import Record, SearcherName, Task, extract_tasks
 from mobilenet_tvm.targets import Preset
 
 
@@ -43,6 +53,14 @@ def add_artifact_options(parser: argparse.ArgumentParser) -> None:
         "--require-tuned",
         action="store_true",
         help="fail (exit 1) when a task has no tuning record",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="threads the artifact will run on: trials and the choice between candidates are "
+        "timed with so many (default: 1)",
     )
     group = parser.add_argument_group("parity and preprocessing")
     group.add_argument(
@@ -86,7 +104,10 @@ _deviations.__name__ = "one or three positive numbers"
 
 @dataclass(frozen=True)
 class Job:
-    """A model on its way to an artifact, resolved once and for all from the arguments."""
+    """A model on its way to an artifact, resolved once and for all from the arguments.
+
+    ``tasks`` are AutoTVM's; ``ansor_tasks``, which take seconds to find, are there if wanted.
+    """
 
     relay: frontend.RelayModel
     info: ModelInfo
@@ -96,16 +117,22 @@ class Job:
     labels: tuple[str, ...] | None
     images: tuple[Path, ...]
     folder: Path
+    ansor_tasks: tuple[Task, ...] = ()
+
+    @property
+    def all_tasks(self) -> tuple[Task, ...]:
+        """Those of both searchers."""
+        return (*self.tasks, *self.ansor_tasks)
 
     @property
     def artifact(self) -> Path:
         """``<folder>/<model>.<preset>.so``."""
         return self.folder / f"{self.info.name}.{self.preset.name}.so"
 
-    @property
-    def log(self) -> Path:
-        """``<folder>/tuning_logs/<preset>/<model>.autotvm.jsonl``."""
-        return self.folder / "tuning_logs" / self.preset.name / f"{self.info.name}.autotvm.jsonl"
+    def log_of(self, searcher: SearcherName) -> Path:
+        """``<folder>/tuning_logs/<preset>/<model>.<searcher>.jsonl``."""
+        name = f"{self.info.name}.{searcher}.jsonl"
+        return self.folder / "tuning_logs" / self.preset.name / name
 
 
 def prepare(args: argparse.Namespace) -> Job:
@@ -116,6 +143,8 @@ def prepare(args: argparse.Namespace) -> Job:
     """
     # All that can be wrong is found here, not after the search.
     preset = targets.resolve(args.target)
+    if preset.runs_here():
+        check_threads([args.threads])
     labels = read_labels(args.labels) if args.labels else None
     images = tuple(find_images(args.images)) if args.images else ()
     clean = resolve_model(args)
@@ -174,6 +203,9 @@ def compile_and_check(
 ) -> tuple[Manifest, ParityResult | None, dict[str, Any]]:
     """Compile with the best records, check parity, and say both in a line each.
 
+    With records of both searchers several builds are candidates (``build.plans``). They are
+    measured against each other, and the fastest that passes becomes the artifact.
+
     Returns:
         The manifest, the parity result (None with ``--no-check``), and both for ``--json``.
 
@@ -181,40 +213,62 @@ def compile_and_check(
         CheckFailedError: ``--require-tuned``, and a task has no record.
         VerbFailedError: parity failed; the artifact is there and marked as failed.
     """
-    covered: Coverage = coverage(job.tasks, best)
-    if args.require_tuned and not covered:
-        shown = "; ".join(covered.missing[:3]) + ("; ..." if len(covered.missing) > 3 else "")
-        raise CheckFailedError(
-            f"{covered}, and --require-tuned was given: no record for {shown}: tune first with "
-            "python -m mobilenet_tvm.tune, or name its log with --logs"
+    plans = make_plans(job.relay.module, job.all_tasks, best)
+    if args.require_tuned:
+        plans = _tuned_plans(job, plans, best)
+    why = "--no-check" if args.no_check else f"{job.preset.name} does not run on this machine"
+    check = not args.no_check and job.preset.runs_here()
+    with folder_beside(job.artifact) as folder:
+        decision = build_and_decide(
+            job, plans, best, folder, threads=args.threads, check=check, out=out
         )
-    with out.working(f"compiling {job.info.name} for {job.preset.name}"):
-        manifest = compile_model(
-            job.relay,
-            job.preset,
-            job.artifact,
-            info=job.info,
-            tasks=job.tasks,
-            best=best,
-            preprocessing=job.preprocessing,
-            labels=job.labels,
-        )
-    out.line(f"artifact  {job.artifact} ({job.artifact.stat().st_size / 1e6:.1f} MB), {covered}")
+        _keep(decision, job.artifact)
+    manifest, parity = read_manifest(job.artifact), decision.chosen.parity
+    if len(decision.candidates) > 1:
+        out.console.print(table(decision.candidates))
+    size_mb = job.artifact.stat().st_size / 1e6
+    covered = f"{manifest.tuning.tuned} of {manifest.tuning.tasks} tasks tuned"
+    out.line(f"artifact  {job.artifact} ({size_mb:.1f} MB), {covered}")
     payload: dict[str, Any] = {
         "artifact": str(job.artifact),
         "preset": job.preset.name,
-        "tuned": covered.tuned,
-        "tasks": covered.tasks,
-        "parity": None,
+        "tuned": manifest.tuning.tuned,
+        "tasks": manifest.tuning.tasks,
+        "layout_transforms": manifest.tuning.layout_transforms,
+        "decision": [msgspec.structs.asdict(one) for one in decision.candidates],
+        "parity": None if parity is None else parity.as_dict(),
     }
-    if args.no_check or not job.preset.runs_here():
-        why = "--no-check" if args.no_check else f"{job.preset.name} does not run on this machine"
+    if parity is None:
         out.line(f"parity    not checked: {why}")
-        return manifest, None, payload
-    with out.working("checking parity"):
-        parity = check_artifact(job.artifact, images=job.images, warn=out.warn)
-    payload["parity"] = parity.as_dict()
-    if not parity:
+    elif not parity:
         raise VerbFailedError(parity.summary(), payload)
-    out.line(f"parity    {parity.summary().removeprefix('parity ')}")
+    else:
+        out.line(f"parity    {parity.summary().removeprefix('parity ')}")
     return manifest, parity, payload
+
+
+def _tuned_plans(job: Job, plans: tuple[Plan, ...], best: dict[str, Record]) -> tuple[Plan, ...]:
+    """The plans of which every task has a record."""
+    covered = [coverage(plan_tasks(job.relay.module, job.all_tasks, plan), best) for plan in plans]
+    tuned = tuple(plan for plan, one in zip(plans, covered, strict=True) if one)
+    if not any(plan.dropped is None for plan in tuned):
+        least = min(covered, key=lambda one: len(one.missing))
+        shown = "; ".join(least.missing[:3]) + ("; ..." if len(least.missing) > 3 else "")
+        raise CheckFailedError(
+            f"{least}, and --require-tuned was given: no record for {shown}: tune first with "
+            "python -m mobilenet_tvm.tune, or name its log with --logs"
+        )
+    return tuned
+
+
+def _keep(decision: Decision, artifact: Path) -> None:
+    """Move the chosen candidate to where the artifact belongs, its manifest saying why."""
+    path = decision.chosen.path
+    manifest = msgspec.structs.replace(read_manifest(path), decision=decision.candidates)
+    try:
+        write_manifest(path, manifest)
+        path.replace(artifact)
+        # Until this is done too, the digest gives the old manifest away.
+        manifest_path(path).replace(manifest_path(artifact))
+    except OSError as error:
+        raise DeviceError(f"cannot write {artifact}: {error.strerror or error}") from None

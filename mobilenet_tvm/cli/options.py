@@ -124,6 +124,18 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def positive(text: str) -> int:
+    """An integer above zero: a type for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+# argparse names the type by it: "invalid positive number value: '0'".
+positive.__name__ = "positive number"
+
+
 def _zoo_arguments(args: argparse.Namespace) -> dict[str, Any]:
     values = {
         name: default if getattr(args, name) is None else getattr(args, name)

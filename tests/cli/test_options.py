@@ -168,3 +168,17 @@ def test_no_duration(text):
 def test_any_duration(hours, minutes, seconds):
     total = options.parse_duration(f"{hours}h{minutes}m{seconds}s")
     assert total == hours * 3600 + minutes * 60 + seconds
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("64", 64)])
+def test_a_positive_number(text, value):
+    assert options.positive(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", ""])
+def test_what_is_no_positive_number_is_said_in_words(text, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=options.positive)
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--threads={text}"])
+    assert f"invalid positive number value: '{text}'" in capsys.readouterr().err
