@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/v1_x86.py [--onnx FILE] [--time-budget 25m] [--rounds 40]
 
-Uses the package as a user does: one ``tune --json`` in a fresh folder. Leave the machine alone
-meanwhile; the quiet-machine figure in the result says whether it was.
+Uses the package as a user does: one ``tune --tuner autotvm --json`` in a fresh folder (both
+searchers: ``tuners.py``). Leave the machine alone meanwhile; the quiet-machine figure in the
+result says whether it was.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from results import write
 
 
 def main() -> None:
@@ -27,8 +28,9 @@ def main() -> None:
     parser.add_argument("--trials", default="1000")
     parser.add_argument("--rounds", default="40")
     args = parser.parse_args()
-    verb = ["mobilenet_tvm.tune", "--target", "x86", "--time-budget", args.time_budget]
-    verb += ["--trials", args.trials, "--rounds", args.rounds, "--json"]
+    verb = ["mobilenet_tvm.tune", "--target", "x86", "--tuner", "autotvm"]
+    verb += ["--time-budget", args.time_budget]
+    verb += ["--trials", args.trials, "--rounds", args.rounds, "--json", "--no-transfer"]
     if args.onnx is not None:
         verb += ["--onnx", str(args.onnx)]
     with tempfile.TemporaryDirectory() as folder:
@@ -39,14 +41,12 @@ def main() -> None:
             text=True,
         )
         payload = json.loads(done.stdout)
-        name = Path(payload["log"]).name
-        run = json.loads(
-            Path(payload["log"]).with_name(name.replace(".jsonl", ".run.json")).read_text()
-        )
+        log = Path(payload["logs"][0])
+        run = json.loads(log.with_name(log.name.replace(".jsonl", ".run.json")).read_text())
     command = "python benchmarks/v1_x86.py " + " ".join(sys.argv[1:]).replace(
         str(args.onnx), args.onnx.name if args.onnx else ""
     )
-    write(HERE / "RESULTS.md", run["model"], section(payload, run, command.strip()))
+    write(f"{run['model']}, fp32, batch 1", section(payload, run, command.strip()))
 
 
 def section(payload: dict[str, Any], run: dict[str, Any], command: str) -> str:
@@ -55,8 +55,6 @@ def section(payload: dict[str, Any], run: dict[str, Any], command: str) -> str:
     baseline = bench["timings"][-1]["label"]
     ratios = {(r["of"], r["threads"]): r for r in bench["ratios"] if r["to"] == baseline}
     lines = [
-        f"## {run['model']}, fp32, batch 1",
-        "",
         f"`{command}`, {datetime.date.today()}. {bench['machine']}; TVM {run['tvm']}, "
         f"LLVM {run['llvm']}; measured FMA peak {bench['peak_gflops']:.1f} GFLOP/s a core. "
         f"{search['trials']} trials in {search['spent_s']:.0f} s, {payload['tuned']} of "
@@ -90,15 +88,6 @@ def section(payload: dict[str, Any], run: dict[str, Any], command: str) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def write(path: Path, model: str, text: str) -> None:
-    """Put a model's section into the file, in place of its old one."""
-    head = "# Results\n\nEvery figure is written by the command beside it.\n"
-    sections = path.read_text().split("\n## ")[1:] if path.exists() else []
-    kept = [s for s in sections if not s.startswith(f"{model},")]
-    body = "".join("\n## " + s.rstrip() + "\n" for s in kept)
-    path.write_text(head + body + "\n" + text.rstrip() + "\n")
 
 
 if __name__ == "__main__":
