@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 
 from mobilenet_tvm import frontend, targets, zoo
@@ -355,6 +356,21 @@ def test_no_worker_is_not_the_candidates_failure(
         measurer.measure(good, good.default, PLENTY_S)
     monkeypatch.undo()
     works(measurer, good)
+    measurer.close()
+
+
+def test_worker_does_not_grow(good: Task) -> None:
+    """A run has thousands of trials: nothing of one is left in the next."""
+    measurer = LocalMeasurer(model_bytes=32 << 20)
+
+    def held_mb() -> float:
+        works(measurer, good)
+        return float(psutil.Process(measurer._worker._worker._proc.pid).memory_info().rss) / 1e6
+
+    held_mb()
+    before_mb = held_mb()
+    after_mb = [held_mb() for _ in range(8)]
+    assert max(after_mb) < before_mb + 2 * 34, after_mb
     measurer.close()
 
 
