@@ -23,11 +23,11 @@ DESCRIPTION = (
     "(with a model's options: layer by layer); -o writes one model as ONNX."
 )
 MODEL_OPTIONS = {
-    "model": (str, "NAME", "model of the zoo (mobilenet_v1)"),
-    "alpha": (float, "A", "width multiplier in (0, 1] (1.0)"),
-    "resolution": (int, "R", "input height and width, a multiple of 32 (224)"),
+    "model": (str, "NAME", "a model of the zoo; without any option all are listed (mobilenet_v1)"),
+    "alpha": (float, "A", "width multiplier, in the model's own range (1.0)"),
+    "resolution": (int, "R", "input height and width (the model's own, mostly 224)"),
     "batch": (int, "N", "images a run (1)"),
-    "classes": (int, "N", "number of logits (1000)"),
+    "classes": (int, "N", "number of logits (1000; a detector's scores a box: 91)"),
     "seed": (int, "S", "seed of the weights (0)"),
 }
 

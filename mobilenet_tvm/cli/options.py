@@ -13,13 +13,8 @@ from mobilenet_tvm.errors import UsageError
 
 DEFAULT_MODEL = "mobilenet_v1"
 
-# Options that mean something for zoo models alone, with their defaults.
-_ZOO_DEFAULTS: dict[str, float | int] = {
-    "alpha": 1.0,
-    "resolution": 224,
-    "classes": 1000,
-    "seed_weights": 0,
-}
+# Options that mean something for zoo models alone; their defaults are the model's own.
+_ZOO_OPTIONS = ("alpha", "resolution", "classes", "seed_weights")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +27,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--onnx", metavar="FILE", type=Path, help="ONNX file to take instead")
     # Defaults are None, so that an option that was given can be told from one that was not.
     group.add_argument("--alpha", type=float, metavar="A", help="zoo: width (default: 1.0)")
-    group.add_argument("--resolution", type=int, metavar="N", help="zoo: pixels (default: 224)")
-    group.add_argument("--classes", type=int, metavar="N", help="zoo: classes (default: 1000)")
+    group.add_argument("--resolution", type=int, metavar="N", help="zoo: pixels (mostly 224)")
+    group.add_argument("--classes", type=int, metavar="N", help="zoo: classes (mostly 1000)")
     group.add_argument("--seed-weights", type=int, metavar="N", help="zoo: seed (default: 0)")
     group.add_argument("--batch", type=int, metavar="N", help="images a run (default: 1)")
     group.add_argument(
@@ -58,7 +53,7 @@ def resolve_model(args: argparse.Namespace) -> frontend.CleanModel:
         arguments = _zoo_arguments(args)
         proto = zoo.build(**arguments)
         return frontend.clean(frontend.from_proto(proto, zoo_name(**arguments)))
-    given = [name for name in _ZOO_DEFAULTS if getattr(args, name) is not None]
+    given = [name for name in _ZOO_OPTIONS if getattr(args, name) is not None]
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{options}: only for zoo models (--model), not with --onnx")
@@ -82,12 +77,14 @@ def zoo_name(
     name: str, *, alpha: float, resolution: int, batch: int, classes: int, seed: int
 ) -> str:
     """``mobilenet_v1_0.5_160``, and ``_b4``, ``_c10``, ``_s1`` for what is not the default."""
+    from mobilenet_tvm import zoo
+
     parts = [name, f"{float(alpha)}", f"{resolution}"]
     if batch != 1:
         parts.append(f"b{batch}")
-    if classes != _ZOO_DEFAULTS["classes"]:
+    if classes != zoo.defaults(name)["classes"]:
         parts.append(f"c{classes}")
-    if seed != _ZOO_DEFAULTS["seed_weights"]:
+    if seed != 0:
         parts.append(f"s{seed}")
     return "_".join(parts)
 
@@ -137,15 +134,15 @@ positive.__name__ = "positive number"
 
 
 def _zoo_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    values = {
-        name: default if getattr(args, name) is None else getattr(args, name)
-        for name, default in _ZOO_DEFAULTS.items()
+    from mobilenet_tvm import zoo
+
+    name = args.model or DEFAULT_MODEL
+    given = {
+        "alpha": args.alpha,
+        "resolution": args.resolution,
+        "batch": args.batch,
+        "classes": args.classes,
+        "seed": args.seed_weights,
     }
-    return {
-        "name": args.model or DEFAULT_MODEL,
-        "alpha": values["alpha"],
-        "resolution": values["resolution"],
-        "batch": 1 if args.batch is None else args.batch,
-        "classes": values["classes"],
-        "seed": values["seed_weights"],
-    }
+    known = {key: value for key, value in given.items() if value is not None}
+    return {"name": name, **zoo.defaults(name), **known}

@@ -1,8 +1,12 @@
 """A layer table becomes an ONNX model: one generic builder for every family.
 
 The graph is what exporters write: NCHW, explicit pads, convolutions without bias followed by
-an unfolded BatchNormalization, ReLU6 as Clip with its bounds as inputs, then
-GlobalAveragePool, Flatten and Gemm. Nodes carry the names of the paper's layers.
+an unfolded BatchNormalization (or with a bias where the network has none), ReLU6 as Clip with
+its bounds as inputs, hard-swish as HardSwish, then GlobalAveragePool, Flatten and Gemm. Nodes
+carry the names of the paper's layers.
+
+``outline`` makes the graph with weights that have a shape and no values, which is all that
+counting needs; ``fill`` gives them values.
 """
 
 from __future__ import annotations
@@ -14,12 +18,38 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mobilenet_tvm.zoo import weights
-from mobilenet_tvm.zoo.tables import Conv, Family, Row, scale_channels
+from mobilenet_tvm.zoo.rows import (
+    CLASSES,
+    Act,
+    Bottleneck,
+    Branches,
+    Classifier,
+    Conv,
+    Dense,
+    Detector,
+    Family,
+    Features,
+    Flatten,
+    Fused,
+    GlobalPool,
+    Lrn,
+    Pad,
+    Pool,
+    Row,
+    Separable,
+    make_divisible,
+)
 
 OPSET = 13
-IR_VERSION = 7  # the one that came with opset 13: every later reader takes it
+# HardSwish is an operator of its own from opset 14 on, and so exporters write it. In its parts
+# (opset 13: HardSigmoid, Mul) it would be the same arithmetic in Relay, whose importer knows
+# both, and one node more to read.
+HARD_SWISH_OPSET = 14
+IR_VERSION = 7  # the one that came with opsets 12 to 14: every later reader takes it
 IMAGE_CHANNELS = 3
+EPSILON = 1e-3  # TF-slim's
+SQUEEZE = 4  # V3's squeeze has a quarter of the channels
+BOX = 4  # numbers a box
 
 
 def same_pads(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -35,111 +65,302 @@ def same_pads(size: int, kernel: int, stride: int) -> tuple[int, int]:
 class GraphBuilder:
     """A graph being written, and what is known of the tensor at its end.
 
-    ``channels``, ``size`` (height and width) and ``moments`` describe the tensor ``end``.
+    ``channels`` and ``size`` (height and width) describe the tensor ``end``; ``features`` are a
+    detector's feature maps so far.
     """
 
-    def __init__(self, *, alpha: float, resolution: int, seed: int) -> None:
-        self.alpha = alpha
+    def __init__(self, family: Family, *, alpha: float, resolution: int, batch: int, classes: int):
+        self.family = family
+        self.alpha, self.batch, self.classes = alpha, batch, classes
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.weights = weights.Weights(seed)
+        self.weights: list[onnx.TensorProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
         self.end = "input"
         self.channels = IMAGE_CHANNELS
         self.size = resolution
-        self.moments = weights.image_moments(IMAGE_CHANNELS)
-        self.constant("relu6/min", np.float32(0))
-        self.constant("relu6/max", np.float32(6))
+        self.number = 0  # of layers with weights so far
+        self.features: list[tuple[str, int, int, int]] = []  # tensor, channels, size, anchors
 
-    def constant(self, name: str, value: Any) -> str:
-        """Add an initializer, as float32; returns its name."""
-        array = np.asarray(value, dtype=np.float32)
-        self.initializers.append(numpy_helper.from_array(array, name))
+    # Nodes and constants.
+
+    def weight(self, name: str, *shape: int) -> str:
+        """Add a float32 initializer of ``shape`` without values; returns its name."""
+        float32 = onnx.TensorProto.FLOAT
+        self.weights.append(onnx.TensorProto(name=name, dims=shape, data_type=float32))
         return name
 
-    def node(self, op: str, name: str, constants: Sequence[str] = (), **attributes: Any) -> None:
-        """Append a node that reads ``end`` and ``constants``; its output is the new ``end``."""
+    def constant(self, name: str, value: Any) -> str:
+        """Add an initializer with its value, once for all who share it; returns its name."""
+        self.constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def node(self, op: str, name: str, others: Sequence[str] = (), **attributes: Any) -> None:
+        """Append a node that reads ``end`` and ``others``; its output is the new ``end``."""
         output = f"{name}/output"
-        inputs = [self.end, *constants]
+        inputs = [self.end, *others]
         self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
         self.end = output
 
-    def row(self, number: int, row: Row) -> None:
-        """Append one row of a table, the ``number``-th, counted from 1."""
-        channels = scale_channels(row.channels, self.alpha)
+    def numbered(self, kind: str) -> str:
+        """A name for the next node of ``kind``: ``pool1``, ``pool2`` ..."""
+        return f"{kind}{1 + sum(n.name.startswith(kind) for n in self.nodes)}"
+
+    # Rows.
+
+    def row(self, row: Row) -> None:
+        """Append one row of a table."""
+        if isinstance(row, Conv | Separable | Bottleneck | Fused | Dense):
+            self.number += 1
+        number = self.number
         if isinstance(row, Conv):
-            self.conv(f"conv{number}", channels, row.kernel, row.stride)
+            self.conv_row(row.name or f"conv{number}", row)
+        elif isinstance(row, Separable):
+            channels = self.family.scaled(row.channels, self.alpha)
+            self.conv(f"conv_dw_{number}", self.channels, row.kernel, row.stride, depthwise=True)
+            self.conv(f"conv_pw_{number}", channels, kernel=1)
+        elif isinstance(row, Bottleneck):
+            self.bottleneck(f"block{number}", row)
+        elif isinstance(row, Fused):
+            expanded, channels = self.expanded(row.expand), self.scaled(row.channels)
+            self.conv(f"block{number}/fused", expanded, row.kernel, row.stride, act=row.act)
+            self.conv(f"block{number}/project", channels, kernel=1, act="none")
+        elif isinstance(row, Branches):
+            self.branches(row)
+        elif isinstance(row, Dense):
+            self.dense(f"fc{number}", row.units)
+            self.node("Relu", f"fc{number}/relu")
+        elif isinstance(row, Features):
+            self.features.append((self.end, self.channels, self.size, row.anchors))
+        elif isinstance(row, Detector):
+            self.detector(row)
         else:
-            depthwise = f"conv_dw_{number}"
-            self.conv(depthwise, self.channels, row.kernel, row.stride, depthwise=True)
-            self.conv(f"conv_pw_{number}", channels, kernel=1, stride=1)
+            self.plain(row)
+
+    def plain(self, row: Pool | Lrn | GlobalPool | Flatten | Classifier, name: str = "") -> None:
+        """Append a row that is one node (a classifier may flatten first)."""
+        if isinstance(row, Pool):
+            self.pool(name or self.numbered("pool"), row)
+        elif isinstance(row, Lrn):
+            name = self.numbered("lrn")
+            self.node("LRN", name, alpha=row.alpha, beta=row.beta, bias=row.bias, size=row.size)
+        elif isinstance(row, GlobalPool):
+            self.node("GlobalAveragePool", "avg_pool")
+            self.size = 1
+        elif isinstance(row, Flatten):
+            self.flatten()
+        else:
+            self.dense("fc", self.classes)
+
+    def scaled(self, channels: int) -> int:
+        """``channels`` at this alpha; for ``CLASSES`` the number of classes."""
+        if channels == CLASSES:
+            return self.classes
+        return self.family.scaled(channels, self.alpha)
+
+    def expanded(self, expand: float) -> int:
+        """``expand`` times the channels of ``end``."""
+        return make_divisible(self.channels * expand)
+
+    def conv_row(self, name: str, row: Conv) -> None:
+        """Append a ``Conv`` row."""
+        scales = row.width == "always" or (row.width == "widen" and self.alpha > 1)
+        self.conv(
+            name,
+            self.scaled(row.channels) if scales or row.channels == CLASSES else row.channels,
+            row.kernel,
+            row.stride,
+            act=row.act,
+            norm=row.norm,
+            pad=row.pad,
+            groups=row.groups,
+        )
 
     def conv(
-        self, name: str, channels: int, kernel: int, stride: int, *, depthwise: bool = False
+        self,
+        name: str,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        depthwise: bool = False,
+        act: Act = "relu6",
+        norm: bool = True,
+        pad: Pad = "same",
+        groups: int = 1,
     ) -> None:
-        """Append Conv, BatchNormalization and ReLU6: ``[C, H, W] -> [channels, H', W']``."""
-        inputs = 1 if depthwise else self.channels
-        integers, scale = self.weights.filters(channels, inputs, kernel, kernel)
-        before, after = same_pads(self.size, kernel, stride)
+        """Append Conv, BatchNormalization (or a bias), ``act``: ``[C, H, W] -> [channels, ..]``."""
+        groups = channels if depthwise else groups
+        before, after = self.pads(pad, kernel, stride)
+        constants = [
+            self.weight(f"{name}/weight", channels, self.channels // groups, kernel, kernel)
+        ]
+        if not norm:
+            constants.append(self.weight(f"{name}/bias", channels))
         self.node(
             "Conv",
             name,
-            [self.constant(f"{name}/weight", integers * scale)],
+            constants,
             kernel_shape=[kernel, kernel],
             strides=[stride, stride],
             pads=[before, before, after, after],
             dilations=[1, 1],
-            group=channels if depthwise else 1,
+            group=groups,
         )
-        seen = weights.taps_seen(self.size, kernel, stride, before)
-        self.moments = weights.conv_moments(
-            integers, scale, self.moments, seen, depthwise=depthwise
-        )
-        self.channels, self.size = channels, -(-self.size // stride)
-        self.batch_norm(f"{name}/bn")
-        self.node("Clip", f"{name}/relu6", ["relu6/min", "relu6/max"])
+        self.channels = channels
+        self.size = (self.size + before + after - kernel) // stride + 1
+        if norm:
+            parts = ("scale", "offset", "mean", "variance")
+            vectors = [self.weight(f"{name}/bn/{part}", channels) for part in parts]
+            self.node("BatchNormalization", f"{name}/bn", vectors, epsilon=EPSILON)
+        self.activate(name, act)
 
-    def batch_norm(self, name: str) -> None:
-        """Append a BatchNormalization in its inference form."""
-        norm = self.weights.batch_norm(self.moments.mean, self.moments.variance)
+    def pads(self, pad: Pad, kernel: int, stride: int) -> tuple[int, int]:
+        """What ``pad`` comes to on ``end``, before and after an axis."""
+        if pad == "same":
+            return same_pads(self.size, kernel, stride)
+        return (0, 0) if pad == "valid" else (pad, pad)
+
+    def activate(self, name: str, act: Act) -> None:
+        """Append ``act``."""
+        if act == "relu6":
+            bounds = [
+                self.constant("relu6/min", np.float32(0)),
+                self.constant("relu6/max", np.float32(6)),
+            ]
+            self.node("Clip", f"{name}/relu6", bounds)
+        elif act != "none":
+            op = {"relu": "Relu", "hard_swish": "HardSwish"}[act]
+            self.node(op, f"{name}/{act}")
+
+    def bottleneck(self, name: str, row: Bottleneck) -> None:
+        """Append an inverted bottleneck, universal ones included; see ``Bottleneck``."""
+        start, entered = self.end, (self.channels, self.size)
+        expanded, channels = self.expanded(row.expand), self.scaled(row.channels)
+        if row.start:
+            stride = 1 if row.kernel else row.stride
+            self.conv(f"{name}/start", self.channels, row.start, stride, depthwise=True, act="none")
+        if row.expand != 1:
+            self.conv(f"{name}/expand", expanded, kernel=1, act=row.act)
+        if row.anchors:
+            self.row(Features(row.anchors))
+        if row.kernel:
+            self.conv(f"{name}/dw", expanded, row.kernel, row.stride, depthwise=True, act=row.act)
+        if row.squeeze:
+            self.squeeze(f"{name}/se")
+        self.conv(f"{name}/project", channels, kernel=1, act="none")
+        if (self.channels, self.size) == entered:
+            self.node("Add", f"{name}/add", [start])
+
+    def squeeze(self, name: str) -> None:
+        """Append squeeze and excitation: each channel times a gate made from all their means."""
+        tensor, channels, size = self.end, self.channels, self.size
+        self.node("GlobalAveragePool", f"{name}/pool")
+        self.size = 1
+        self.conv(f"{name}/reduce", make_divisible(channels / SQUEEZE), 1, act="relu", norm=False)
+        self.conv(f"{name}/expand", channels, 1, act="none", norm=False)
+        # The authors' gate is relu6(x + 3) / 6.
+        self.node("HardSigmoid", f"{name}/gate", alpha=1 / 6, beta=0.5)
+        gate, self.end, self.size = self.end, tensor, size
+        self.node("Mul", f"{name}/scale", [gate])
+
+    def pool(self, name: str, row: Pool) -> None:
+        """Append a max pooling."""
+        before, after = self.pads(row.pad, row.kernel, row.stride)
+        self.node(
+            "MaxPool",
+            name,
+            kernel_shape=[row.kernel, row.kernel],
+            strides=[row.stride, row.stride],
+            pads=[before, before, after, after],
+        )
+        self.size = (self.size + before + after - row.kernel) // row.stride + 1
+
+    def branches(self, row: Branches) -> None:
+        """Append rows side by side and their concatenation."""
+        tensor, channels, size = self.end, self.channels, self.size
+        ends, total = [], 0
+        for branch in row.branches:
+            self.end, self.channels, self.size = tensor, channels, size
+            for part in branch:
+                if isinstance(part, Conv):
+                    self.conv_row(f"{row.name}/{part.name}", part)
+                else:
+                    self.plain(part, f"{row.name}/pool")
+            ends.append(self.end)
+            total += self.channels
+        self.end, self.channels = ends[0], total
+        self.node("Concat", f"{row.name}/concat", ends[1:], axis=1)
+
+    def flatten(self) -> None:
+        """Append a Flatten, unless the tensor is flat."""
+        if self.size:
+            self.node("Flatten", "flatten", axis=1)
+            self.channels, self.size = self.channels * self.size**2, 0
+
+    def dense(self, name: str, units: int) -> None:
+        """Append a Gemm with bias: ``[C] -> [units]``."""
+        self.flatten()
         constants = [
-            self.constant(f"{name}/scale", norm.scale),
-            self.constant(f"{name}/offset", norm.offset),
-            self.constant(f"{name}/mean", norm.mean),
-            self.constant(f"{name}/variance", norm.variance),
+            self.weight(f"{name}/weight", units, self.channels),
+            self.weight(f"{name}/bias", units),
         ]
-        self.node("BatchNormalization", name, constants, epsilon=weights.EPSILON)
-        self.moments = weights.relu6_moments(norm)
+        self.node("Gemm", name, constants, alpha=1.0, beta=1.0, transB=1)
+        self.channels = units
 
-    def head(self, classes: int) -> None:
-        """Append global average pooling and the classifier: ``[C, H, W] -> [classes]``."""
-        self.node("GlobalAveragePool", "avg_pool")
-        self.node("Flatten", "flatten", axis=1)
-        weight, bias = self.weights.dense(classes, self.moments, pooled=self.size**2)
-        constants = [self.constant("fc/weight", weight), self.constant("fc/bias", bias)]
-        self.node("Gemm", "fc", constants, alpha=1.0, beta=1.0, transB=1)
+    def detector(self, row: Detector) -> None:
+        """Append the heads: ``boxes [N, anchors, 4]`` and ``scores [N, anchors, classes]``."""
+        for output, numbers in (("boxes", BOX), ("scores", self.classes)):
+            ends = []
+            for index, (tensor, channels, size, anchors) in enumerate(self.features, start=1):
+                name = f"{output}{index}"
+                self.end, self.channels, self.size = tensor, channels, size
+                if row.separable:
+                    self.conv(f"{name}/dw", channels, row.kernel, depthwise=True)
+                kernel = 1 if row.separable else row.kernel
+                self.conv(name, anchors * numbers, kernel, act="none", norm=False)
+                self.node("Transpose", f"{name}/nhwc", perm=[0, 2, 3, 1])
+                shape = np.array([self.batch, size**2 * anchors, numbers], np.int64)
+                self.node("Reshape", f"{name}/flat", [self.constant(f"{name}/shape", shape)])
+                ends.append(self.end)
+            self.end = ends[0]
+            self.node("Concat", output, ends[1:], axis=1)
+
+    def outputs(self) -> list[onnx.ValueInfoProto]:
+        """Name the last nodes' outputs as the model's, and describe them."""
+        float32 = onnx.TensorProto.FLOAT
+        if not self.features:
+            self.nodes[-1].output[0] = "logits"
+            shape = [self.batch, self.classes]
+            return [helper.make_tensor_value_info("logits", float32, shape)]
+        boxes = sum(size**2 * anchors for _, _, size, anchors in self.features)
+        found = []
+        for output, numbers in (("boxes", BOX), ("scores", self.classes)):
+            next(n for n in self.nodes if n.name == output).output[0] = output
+            shape = [self.batch, boxes, numbers]
+            found.append(helper.make_tensor_value_info(output, float32, shape))
+        return found
 
 
-def build_family(
-    family: Family, *, alpha: float, resolution: int, batch: int, classes: int, seed: int
+def outline(
+    family: Family, *, alpha: float, resolution: int, batch: int, classes: int
 ) -> onnx.ModelProto:
-    """The model of ``family``; see ``zoo.build`` for the arguments, which are valid here."""
-    graph = GraphBuilder(alpha=alpha, resolution=resolution, seed=seed)
-    for number, row in enumerate(family.rows, start=1):
-        graph.row(number, row)
-    graph.head(classes)
-    graph.nodes[-1].output[0] = "logits"
+    """The graph of ``family``, its weights without values; the arguments are valid here."""
+    graph = GraphBuilder(family, alpha=alpha, resolution=resolution, batch=batch, classes=classes)
+    for row in (*family.rows, *family.head):
+        graph.row(row)
+    outputs = graph.outputs()
 
+    opset = HARD_SWISH_OPSET if any(n.op_type == "HardSwish" for n in graph.nodes) else OPSET
     shape_in = [batch, IMAGE_CHANNELS, resolution, resolution]
-    float32 = onnx.TensorProto.FLOAT
     return helper.make_model(
         helper.make_graph(
             graph.nodes,
             f"{family.name}_{alpha:g}_{resolution}",
-            [helper.make_tensor_value_info("input", float32, shape_in)],
-            [helper.make_tensor_value_info("logits", float32, [batch, classes])],
-            graph.initializers,
+            [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, shape_in)],
+            outputs,
+            [*graph.constants.values(), *graph.weights],
         ),
         producer_name="mobilenet_tvm",
         ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid("", opset)],
     )

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mobilenet_tvm import zoo
-from mobilenet_tvm.zoo.weights import BatchNorm, relu6_moments, taps_seen
+from mobilenet_tvm.zoo.moments import relu6_moments
+from mobilenet_tvm.zoo.weights import BatchNorm, taps_seen
 
 
 def outputs(model: onnx.ModelProto, images: list[np.ndarray], *, optimize: bool = True):

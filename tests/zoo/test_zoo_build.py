@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from mobilenet_tvm import zoo
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.zoo.builder import same_pads
-from mobilenet_tvm.zoo.tables import MOBILENET_V1, scale_channels
+from mobilenet_tvm.zoo.tables import FAMILIES, MOBILENET_V1, scale_channels
 
 
 def attributes(node: onnx.NodeProto) -> dict:
@@ -198,4 +198,5 @@ def test_zoo_does_not_load_tvm():
 
 
 def test_names():
-    assert zoo.names() == ("mobilenet_v1",)
+    assert zoo.names()[0] == "mobilenet_v1"
+    assert all(FAMILIES[name].name == name for name in zoo.names())
