@@ -1,12 +1,13 @@
 """The registry: every network of the zoo, by name.
 
-A network is a layer table: ``rows`` has its kinds of rows. A new one is a new table, and a new
-kind of row where its blocks differ.
+A network is a layer table (``rows`` has its kinds of rows): ``mobilenets``, ``detectors`` on
+them, and the networks they are compared with (``comparison``). A new one is a new table, and a
+new kind of row where its blocks differ.
 """
 
 from __future__ import annotations
 
-from mobilenet_tvm.zoo import mobilenets
+from mobilenet_tvm.zoo import comparison, detectors, mobilenets
 from mobilenet_tvm.zoo.mobilenets import MOBILENET_V1
 from mobilenet_tvm.zoo.rows import scale_channels
 
@@ -25,5 +26,12 @@ FAMILIES = {
         mobilenets.MOBILENET_V3_SMALL_MINIMALISTIC,
         mobilenets.MOBILENET_V4_CONV_SMALL,
         mobilenets.MOBILENET_V4_CONV_MEDIUM,
+        detectors.SSD_MOBILENET_V1,
+        detectors.SSD_MOBILENET_V2,
+        detectors.SSDLITE_MOBILENET_V2,
+        comparison.GOOGLENET,
+        comparison.VGG16,
+        comparison.SQUEEZENET,
+        comparison.ALEXNET,
     )
 }
