@@ -19,8 +19,9 @@ from mobilenet_tvm.zoo import paper
 from mobilenet_tvm.zoo.tables import FAMILIES
 
 DESCRIPTION = (
-    "List the zoo's models; --costs counts Mult-Adds and parameters beside the paper's figures "
-    "(with a model's options: layer by layer); -o writes one model as ONNX."
+    "List the zoo's models; --costs counts Mult-Adds and parameters beside the papers' figures "
+    "and says why where they differ (with a model's options: layer by layer); -o writes one model "
+    "as ONNX."
 )
 MODEL_OPTIONS = {
     "model": (str, "NAME", "a model of the zoo; without any option all are listed (mobilenet_v1)"),
@@ -53,7 +54,12 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     if args.output is None and not args.costs:
         raise UsageError("say what to do with that model: -o FILE.onnx writes it, --costs counts")
     name = given.pop("model", "mobilenet_v1")
-    model = zoo.build(name, **given)
+    if args.output is None:
+        seed = given.pop("seed", 0)
+        zoo.validate(name, **given, seed=seed)
+        model = zoo.outline(name, **given)  # counting needs no weights
+    else:
+        model = zoo.build(name, **given)
     totals = zoo.costs(model)
     payload: dict[str, Any] = {
         "model": {"name": name, **given},
@@ -76,30 +82,48 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 
 def _listing(out: Output) -> dict[str, Any]:
+    width = max(map(len, FAMILIES))
     for family in FAMILIES.values():
-        out.line(f"{family.name}  {family.title}, {family.source}")
-    return {"models": [{"name": f.name, "source": f.source} for f in FAMILIES.values()]}
+        out.line(f"{family.name:<{width}}  {family.title}, {family.source}")
+    return {
+        "models": [
+            {
+                "name": f.name,
+                "title": f.title,
+                "source": f.source,
+                "alphas": f.alphas,
+                "resolution": f.resolution,
+                "classes": f.classes,
+            }
+            for f in FAMILIES.values()
+        ]
+    }
 
 
 def _family_costs(out: Output) -> dict[str, Any]:
-    table = Table(box=box.SIMPLE_HEAD, caption=paper.V1)
-    table.add_column("model", no_wrap=True)
-    for title in ("M Mult-Adds", "paper", "M parameters", "paper"):
+    papers = ", ".join(f"{short}: {source}" for source, short in paper.PAPERS.items())
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=f"in millions; {papers}")
+    table.add_column("model", overflow="fold")
+    for title in ("Mult-Adds", "paper", "params", "paper"):
         table.add_column(title, justify="right")
-    table.add_column("source")
-    rows = []
+    table.add_column("source", overflow="fold")
+    table.add_column("note", justify="right")
+    rows: list[dict[str, Any]] = []
+    remarks: list[str] = []
     for figure in paper.FIGURES:
-        counted = zoo.costs(
-            zoo.build(figure.name, alpha=figure.alpha, resolution=figure.resolution)
-        )
-        agrees = figure.agrees(counted.mult_adds, counted.parameters)
+        counted = figure.count()
+        model = f"{figure.name} {figure.alpha:g}-{figure.resolution}"
+        notes = figure.remarks(counted)
+        if notes:
+            remarks.append(f"({len(remarks) + 1}) {model}: {'; '.join(notes)}")
         table.add_row(
-            f"{figure.name} {figure.alpha:g}-{figure.resolution}",
+            model,
             f"{counted.mult_adds / 1e6:.1f}",
             str(figure.mult_adds_millions),
             f"{counted.parameters / 1e6:.{figure.decimals + 1}f}",
             f"{figure.parameters_millions:.{figure.decimals}f}",
-            figure.table,
+            figure.where,
+            f"({len(remarks)})" if notes else "",
         )
         rows.append(
             {
@@ -110,13 +134,15 @@ def _family_costs(out: Output) -> dict[str, Any]:
                 "parameters": counted.parameters,
                 "paper_mult_adds_millions": figure.mult_adds_millions,
                 "paper_parameters_millions": figure.parameters_millions,
-                "source": f"{paper.V1}, {figure.table}",
-                "agrees": agrees,
+                "source": f"{figure.source}, {figure.table}".removesuffix(", "),
+                "agrees": figure.agrees(counted.mult_adds, counted.parameters),
+                "explained": figure.explained(counted),
+                "notes": notes,
             }
         )
-        if not agrees:
-            out.warn(f"{figure.name} {figure.alpha:g}-{figure.resolution} differs from the paper")
     out.console.print(table)
+    for remark in remarks:
+        out.line(remark)
     return {"costs": rows}
 
 

@@ -18,7 +18,7 @@ import onnx
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.zoo import builder
 from mobilenet_tvm.zoo.costing import Costs, LayerCost, costs, layer_costs
-from mobilenet_tvm.zoo.fill import fill
+from mobilenet_tvm.zoo.filling import fill
 from mobilenet_tvm.zoo.rows import Family
 from mobilenet_tvm.zoo.tables import FAMILIES
 
@@ -70,11 +70,11 @@ def build(
     Input ``input`` ``[batch, 3, resolution, resolution] float32``, meant for images in
     [-1, 1]; output ``logits`` ``[batch, classes] float32``, with no softmax. A detector (``ssd*``)
     has ``boxes`` ``[batch, anchors, 4]`` and ``scores`` ``[batch, anchors, classes]``, both raw:
-    no anchors added, no softmax, no suppression. BatchNormalization
-    is unfolded, ReLU6 is Clip with inputs, pads are explicit and equal TensorFlow's SAME; nodes
-    are named after the paper's layers (``conv1``, ``conv_dw_2``, ``conv_pw_2`` ... ``fc``).
-    The same arguments give the same bytes on every machine. The weights are random, yet every
-    ReLU6 clips at both ends and the logits depend on the input (see ``zoo.weights``).
+    no anchors added, no softmax, no suppression. BatchNormalization is unfolded, ReLU6 is Clip
+    with inputs, pads are explicit and equal TensorFlow's SAME; nodes are named after the paper's
+    layers (``conv1``, ``conv_dw_2``, ``conv_pw_2`` ... ``fc``). The same arguments give the same
+    bytes on every machine. The weights are random, yet every ReLU6 clips at both ends and the
+    outputs depend on the input (see ``zoo.weights``).
 
     Args:
         name: one of ``names()``.
@@ -89,8 +89,7 @@ def build(
     Raises:
         UsageError: an argument is outside its range.
     """
-    if seed < 0:
-        validate(name, seed=seed)
+    validate(name, seed=seed)
     model = outline(name, alpha=alpha, resolution=resolution, batch=batch, classes=classes)
     fill(model, seed)
     return model

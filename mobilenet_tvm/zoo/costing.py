@@ -75,6 +75,15 @@ def layer_costs(model: onnx.ModelProto) -> list[LayerCost]:
     return layers
 
 
+def shapes(model: onnx.ModelProto) -> Mapping[str, Shape]:
+    """The shape of every tensor of ``model`` that has a fixed one.
+
+    Raises:
+        UsageError: shape inference fails.
+    """
+    return _Shapes(model, dict(_constants(model.graph))).known
+
+
 def _conv(node: onnx.NodeProto, shapes: _Shapes) -> LayerCost:
     weight, output = shapes.of(node, node.input[1]), shapes.of(node, node.output[0])
     groups = _attribute(node, "group", 1)
@@ -118,17 +127,17 @@ class _Shapes:
         except onnx.shape_inference.InferenceError as error:
             reason = str(error).strip().splitlines()[0]
             raise UsageError(f"cannot infer the model's shapes: {reason}") from None
-        self._known = dict(constants)
+        self.known = dict(constants)
         for info in (*graph.input, *graph.value_info, *graph.output):
             tensor = info.type.tensor_type
             shape = tuple(d.dim_value for d in tensor.shape.dim)
             # A dimension left open is 0 here, or -1 as some exporters write it.
             if tensor.HasField("shape") and all(size > 0 for size in shape):
-                self._known.setdefault(info.name, shape)
+                self.known.setdefault(info.name, shape)
 
     def of(self, node: onnx.NodeProto, tensor: str) -> Shape:
         try:
-            return self._known[tensor]
+            return self.known[tensor]
         except KeyError:
             raise UsageError(
                 f"cannot count {node.op_type} {node.name or node.output[0]}: the shape of "

@@ -92,7 +92,7 @@ def test_relu6_moments_agree_with_sampling():
 
 @pytest.mark.parametrize(("size", "stride", "pad"), [(1, 1, 1), (2, 2, 0), (7, 1, 1), (8, 2, 0)])
 def test_taps_seen_counts_what_padding_hides(size, stride, pad):
-    from mobilenet_tvm.zoo.builder import same_pads
+    from mobilenet_tvm.zoo.graph import same_pads
 
     assert same_pads(size, 3, stride)[0] == pad
     out = -(-size // stride)

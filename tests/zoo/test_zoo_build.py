@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from mobilenet_tvm import zoo
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.zoo.builder import same_pads
+from mobilenet_tvm.zoo.graph import same_pads
 from mobilenet_tvm.zoo.tables import FAMILIES, MOBILENET_V1, scale_channels
 
 

@@ -14,16 +14,97 @@ from mobilenet_tvm.zoo import paper
 
 
 @pytest.mark.parametrize(
-    "figure", paper.FIGURES, ids=lambda f: f"{f.table}: {f.alpha:g}-{f.resolution}"
+    "figure", paper.FIGURES, ids=lambda f: f"{f.where}: {f.name} {f.alpha:g}-{f.resolution}"
 )
-def test_the_papers_figures(figure):
-    costs = zoo.costs(zoo.build(figure.name, alpha=figure.alpha, resolution=figure.resolution))
-    assert figure.agrees(costs.mult_adds, costs.parameters)
-    assert round(costs.parameters / 1e6, figure.decimals) == figure.parameters_millions
-    # The paper's own way to the other resolutions, to the last digit it prints.
-    at_224 = zoo.costs(zoo.build(figure.name, alpha=figure.alpha)).mult_adds
+def test_a_figure_agrees_or_says_why_not(figure):
+    counted = figure.count()
+    if figure.agrees(counted.mult_adds, counted.parameters):
+        assert figure.mult_adds_reason is figure.parameters_reason is None
+        assert not figure.note
+        return
+    # A reason is there only where it is needed, and then its way of counting meets the figure.
+    if figure.mult_adds_reason:
+        assert not figure.meets_mult_adds(counted.mult_adds)
+        assert figure.meets_mult_adds(figure.mult_adds_reason.value(counted))
+    if figure.parameters_reason:
+        assert not figure.meets_parameters(counted.parameters)
+        assert figure.meets_parameters(figure.parameters_reason.value(counted))
+    remarks = figure.remarks(counted)
+    assert figure.explained(counted) == ("not reproduced" not in "; ".join(remarks))
+    if not figure.explained(counted):
+        assert figure.note in remarks
+        assert figure.note
+
+
+def test_what_is_not_reproduced():
+    """Those figures that no way of counting meets, by how much; a new one must be looked into."""
+    found = {}
+    for figure in paper.FIGURES:
+        counted = figure.count()
+        gaps = [r for r in figure.remarks(counted) if "not reproduced" in r]
+        if gaps:
+            found[f"{figure.name} {figure.alpha:g} {figure.where}"] = gaps
+    assert found == {
+        "mobilenet_v2 1.4 V2 Table 4": [
+            "Mult-Adds not reproduced: 2.8 M (0.48 %) fewer than printed",
+            "parameters not reproduced: 0.84 M (12 %) fewer than printed",
+        ],
+        "mobilenet_v3_small 1 TF-slim README": [
+            "Mult-Adds not reproduced: 9.5 M (14 %) fewer than printed"
+        ],
+        "mobilenet_v3_small_minimalistic 1 TF-slim README": [
+            "Mult-Adds not reproduced: 12.7 M (20 %) fewer than printed"
+        ],
+        "mobilenet_v4_conv_medium 1 V4 ImageNet-1K": [
+            "parameters not reproduced: 0.45 M (4.9 %) more than printed"
+        ],
+        "googlenet 1 V1 Table 8": ["Mult-Adds not reproduced: 32.7 M (2.1 %) more than printed"],
+    }
+
+
+def test_every_family_has_a_figure():
+    assert {figure.name for figure in paper.FIGURES} == set(zoo.names())
+
+
+@pytest.mark.parametrize("figure", [f for f in paper.FIGURES if f.name == "mobilenet_v1"])
+def test_v1s_own_way_to_other_resolutions(figure):
+    """To the last digit that V1's paper prints."""
+    counted = figure.count()
+    assert round(counted.parameters / 1e6, figure.decimals) == figure.parameters_millions
+    at_224 = zoo.costs(zoo.outline(alpha=figure.alpha)).mult_adds
     scaled = at_224 * (figure.resolution / 224) ** 2
     assert round(scaled / 1e6) == figure.mult_adds_millions
+
+
+def test_googlenets_own_count():
+    """The note's 1498: 7x1 and 1x7 on three channels in place of 7x7, on 112x112 outputs."""
+    layers = {layer.node: layer for layer in zoo.layer_costs(zoo.outline("googlenet"))}
+    first = layers["conv1"]
+    separated = (7 * 3 * 64 + 7 * 3 * 64) * 112 * 112
+    total = sum(layer.mult_adds for layer in layers.values()) - first.mult_adds + separated
+    assert first.mult_adds == 7 * 7 * 3 * 64 * 112 * 112
+    assert round(total / 1e6) == 1498
+    (note,) = (f.note for f in paper.FIGURES if f.name == "googlenet")
+    assert note.endswith("1498")
+
+
+@pytest.mark.parametrize(
+    ("name", "mult_adds", "parameters"),
+    [  # by hand or from the authors' code, to the last digit
+        ("mobilenet_v1_conv", 4_867_293_184, 29_281_120),
+        ("mobilenet_v2", 300_774_272, 3_469_760),
+        ("vgg16", 15_470_264_320, 138_344_128),  # Caffe's 138 357 544 less 13 416 biases
+        ("alexnet", 724_406_816, 60_954_656),  # Caffe's 60 965 224 less 10 568 biases
+    ],
+)
+def test_exact_counts(name, mult_adds, parameters):
+    assert zoo.costs(zoo.outline(name)) == zoo.Costs(mult_adds, parameters)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "ssd_mobilenet_v2", "squeezenet"])
+def test_outline_costs_what_the_model_does(name):
+    arguments = {"name": name, "resolution": 64, "classes": 10}
+    assert zoo.layer_costs(zoo.outline(**arguments)) == zoo.layer_costs(zoo.build(**arguments))
 
 
 def test_a_count_off_by_more_than_a_digit_does_not_agree():
