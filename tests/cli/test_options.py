@@ -56,6 +56,16 @@ def test_default_model_is_v1():
     }
 
 
+def test_defaults_are_the_models_own():
+    args = parsed("--model", "ssd_mobilenet_v1", "--alpha", "0.25", "--resolution", "64")
+    clean = options.resolve_model(args)
+    assert [output.shape for output in clean.outputs] == [(1, 96, 4), (1, 96, 91)]
+    info = options.model_info(args, clean)
+    assert info.name == "ssd_mobilenet_v1_0.25_64"
+    assert info.zoo["classes"] == 91
+    assert zoo.build(**info.zoo) == clean.original.proto
+
+
 def test_weights_of_another_seed_have_another_name():
     args = parsed(*SMALL, "--seed-weights", "7")
     clean = options.resolve_model(args)
@@ -67,6 +77,11 @@ def test_names():
     defaults = {"batch": 1, "classes": 1000, "seed": 0}
     name = options.zoo_name("mobilenet_v1", alpha=1, resolution=224, **defaults)
     assert name == "mobilenet_v1_1.0_224"
+    detector = {"alpha": 1, "resolution": 300, "batch": 1, "seed": 0}
+    assert (
+        options.zoo_name("ssd_mobilenet_v1", **detector, classes=91) == "ssd_mobilenet_v1_1.0_300"
+    )
+    assert options.zoo_name("ssd_mobilenet_v1", **detector, classes=21).endswith("_300_c21")
     assert options.file_name("my net/v1:2 (final)") == "my_net_v1_2_final"
     assert options.file_name("../..") == "model"
     assert options.file_name("mobilenet_v1_1.0_224") == "mobilenet_v1_1.0_224"
