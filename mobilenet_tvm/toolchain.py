@@ -103,10 +103,15 @@ def prepare() -> None:
 
 
 def _bound_to_some_cores() -> bool:
-    """Whether this process may use some of the machine's cores only (``taskset``)."""
+    """Whether this process may use some of the machine's cores only (``taskset``).
+
+    Not where that is the first core alone: there TVM's own choice is the same, and it is what a
+    child inherits from a parent whose thread TVM has bound, which nobody asked for.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return False
-    return len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
+    cores = os.sched_getaffinity(0)
+    return cores != {0} and len(cores) < (os.cpu_count() or 1)
 
 
 def debug_info_library() -> Path:
