@@ -137,7 +137,8 @@ def section(
     timings = {timing.label: timing for timing in result.timings}
     lines = [
         f"`{command}`, {datetime.date.today()}. {result.machine}; {timings['ONNX Runtime'].rounds} "
-        "alternating rounds of all of them in one comparison.",
+        "alternating rounds of all of them in one comparison. A choice is made while whatever else "
+        "`--at-once` allows goes on: its times compare with each other alone.",
         "",
         "| seed | tuner | median ms | p5-p95 ms | trials | search s | 90 % of it after s (sum of "
         "the layers' best) | candidate chosen | all layers by Ansor, ms (in that choice) |",

@@ -315,8 +315,8 @@ class Worker:
     """A child process that calls functions for us and may crash or hang without harm.
 
     TVM's ``PopenWorker`` with this package's environment: it dies with its parent, ignores
-    Ctrl-C, and is started again after a crash or a time-out. On Linux "its parent" is the
-    thread of the first ``call``.
+    Ctrl-C and SIGTERM, which its parent answers, and is started again after a crash or a
+    time-out. On Linux "its parent" is the thread of the first ``call``.
     """
 
     def __init__(self) -> None:

@@ -181,7 +181,7 @@ def _peak_flops(job: Job, threads: int, tasks: Sequence[Task], logs: Iterable[Re
         for record in log.records
         if record.cost_s is not None and record.key in flops
     ]
-    return max(measured, *reached, 0.0)
+    return max([measured, *reached])
 
 
 def _other_searchers(job: Job, args: argparse.Namespace, out: Output) -> list[Record]:
