@@ -14,6 +14,7 @@ from typing import Any
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError
+from mobilenet_tvm.build.layers import FusedModule, kernels_of, layer_infos
 from mobilenet_tvm.build.layouts import mixed
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
@@ -112,6 +113,7 @@ def compile_model(
             if task.searcher == "ansor" and task.key in best and task not in planned
         ]
     missed: list[str] = []
+    fused = FusedModule()
     mobilenet_tvm.schedules.use(schedules)
     silent, autotvm.GLOBAL_SCOPE.silent = autotvm.GLOBAL_SCOPE.silent, True
     try:
@@ -123,7 +125,12 @@ def compile_model(
         with (
             autotvm_context,
             ansor_context,
-            tvm.transform.PassContext(opt_level=3, config=config),
+            tvm.transform.PassContext(
+                opt_level=3,
+                config=config,
+                disabled_pass=list(toolchain.DISABLED_PASSES),
+                instruments=[fused.instrument],
+            ),
         ):
             library = relay.build(
                 module, target=preset.target, params=model.params, mod_name="default"
@@ -142,6 +149,7 @@ def compile_model(
     link(library, path, preset)
 
     covered = coverage(planned, best)
+    graph = library.get_graph_json()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=path.name.removesuffix(".so"),
@@ -157,11 +165,15 @@ def compile_model(
             tuned=covered.tuned,
             log_digest=sha256_bytes(log_digest_text(used)) if used else None,
             searchers=tuple(sorted({record.searcher for record in used})),
-            layout_transforms=layout_transforms(library.get_graph_json()),
+            layout_transforms=layout_transforms(graph),
+            records=tuple(record.line for record in used),
         ),
         so_sha256=sha256_file(path),
         preprocessing=preprocessing,
         labels=tuple(labels) if labels else None,
+        layers=layer_infos(
+            kernels_of(model.module, fused.module), graph, plan=plan, tasks=planned, used=used
+        ),
     )
     try:
         write_manifest(path, manifest)

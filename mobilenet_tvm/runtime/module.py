@@ -50,32 +50,44 @@ class Module:
 
     def set_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Check and copy the inputs without running. See ``run``."""
-        known = [spec.name for spec in self.manifest.inputs]
-        unknown = [str(name) for name in inputs if name not in known]
-        if unknown:
-            raise UsageError(
-                f"no input is called {', '.join(unknown)}: the inputs are {', '.join(known)}"
-            )
-        for spec in self.manifest.inputs:
-            if spec.name not in inputs:
-                raise UsageError(f"input {spec.name} {list(spec.shape)} {spec.dtype} is missing")
-            array = np.asarray(inputs[spec.name])
-            if array.shape != spec.shape:
-                raise UsageError(
-                    f"input {spec.name} has shape {list(array.shape)}, the artifact was compiled "
-                    f"for {list(spec.shape)}"
-                )
-            if array.dtype != np.dtype(spec.dtype):
-                raise UsageError(
-                    f"input {spec.name} is {array.dtype}, the artifact takes {spec.dtype}: "
-                    f"convert it with .astype('{spec.dtype}')"
-                )
-            self._executor.set_input(spec.name, np.asarray(array, order="C"))
+        for name, array in check_inputs(self.manifest, inputs).items():
+            self._executor.set_input(name, array)
 
     def timer(self) -> Callable[[], None]:
         """A function that runs one inference with the inputs last set, copying nothing."""
         run: Callable[[], None] = self._executor.run
         return run
+
+
+def check_inputs(manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """``inputs`` as contiguous arrays, after comparing them with the manifest.
+
+    Raises:
+        UsageError: an input is missing, unknown, or of the wrong shape or dtype.
+    """
+    known = [spec.name for spec in manifest.inputs]
+    unknown = [str(name) for name in inputs if name not in known]
+    if unknown:
+        raise UsageError(
+            f"no input is called {', '.join(unknown)}: the inputs are {', '.join(known)}"
+        )
+    arrays = {}
+    for spec in manifest.inputs:
+        if spec.name not in inputs:
+            raise UsageError(f"input {spec.name} {list(spec.shape)} {spec.dtype} is missing")
+        array = np.asarray(inputs[spec.name])
+        if array.shape != spec.shape:
+            raise UsageError(
+                f"input {spec.name} has shape {list(array.shape)}, the artifact was compiled "
+                f"for {list(spec.shape)}"
+            )
+        if array.dtype != np.dtype(spec.dtype):
+            raise UsageError(
+                f"input {spec.name} is {array.dtype}, the artifact takes {spec.dtype}: "
+                f"convert it with .astype('{spec.dtype}')"
+            )
+        arrays[spec.name] = np.asarray(array, order="C")
+    return arrays
 
 
 def load(path: str | Path, *, threads: int | None = None, require_checked: bool = False) -> Module:
@@ -92,6 +104,19 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
         CheckFailedError: ``require_checked``, and parity was not checked or did not pass.
     """
     path = Path(path)
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}: it must be 1 or more")
+    library, manifest = open_library(path, require_checked=require_checked)
+    import tvm
+    from tvm.contrib import graph_executor
+
+    if threads is not None:
+        _set_threads(threads)
+    return Module(graph_executor.GraphModule(library["default"](tvm.cpu(0))), manifest)
+
+
+def open_library(path: Path, *, require_checked: bool = False) -> tuple[Any, Manifest]:
+    """The artifact's TVM module and its manifest, after ``load``'s checks. Raises as it does."""
     manifest = read_manifest(path)
     found = sha256_file(path)
     if found != manifest.so_sha256:
@@ -119,14 +144,8 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
 
     toolchain.activate()
     import tvm
-    from tvm.contrib import graph_executor
 
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads is {threads}: it must be 1 or more")
-        _set_threads(threads)
-    library = tvm.runtime.load_module(str(path.resolve()))
-    return Module(graph_executor.GraphModule(library["default"](tvm.cpu(0))), manifest)
+    return tvm.runtime.load_module(str(path.resolve())), manifest
 
 
 def _set_threads(threads: int) -> None:
