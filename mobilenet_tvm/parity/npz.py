@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def _load(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as opened:
             if not isinstance(opened, np.lib.npyio.NpzFile):
                 raise UsageError(f"{path} is no .npz: {_MAKE}")
-            return {name: opened[name] for name in opened.files}
+            arrays = {name: opened[name] for name in opened.files}
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -79,7 +80,11 @@ def _load(path: Path) -> dict[str, Any]:
             ) from None
         raise UsageError(f"{path} is no .npz: {_MAKE}") from None
     # A damaged archive: numpy and zlib raise a type of their own for each way.
-    except (zipfile.BadZipFile, EOFError, KeyError, AttributeError, TypeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path} is no .npz or is damaged ({type(error).__name__}): {_MAKE}"
         ) from None
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray):  # numpy hands out as bytes what is no array
+            raise UsageError(f"{path} is no .npz ({name} in it is no array): {_MAKE}")
+    return arrays
