@@ -392,6 +392,12 @@ class Worker:
         finally:
             guard.cancel()
 
+    def abort(self) -> None:
+        """Kill the child from another thread: a call under way there fails at once."""
+        process = self._worker._proc
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """Kill the child. The next ``call`` starts a new one."""
         self._worker.kill()

@@ -129,8 +129,22 @@ class CandidateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parity_passed: bool | None = None
 
 
+class NpzInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One ``.npz`` file of inputs: its name, and ``sha256:<hex>`` of its bytes."""
+
+    name: str
+    digest: str
+
+
 class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Result of the parity check: errors are relative to max |reference| of each output."""
+    """Result of the parity check: errors are relative to max |reference| of each output.
+
+    ``reference`` is the one that decided, ``references`` all that ran, each with its version.
+    ``inputs`` counts those made up, ``kinds`` says how many of each kind; with ``seed`` they are
+    made again. ``images`` counts the photos compared, ``near_ties`` those of another best class
+    within the tolerance, ``unreadable`` the pictures that could not be opened. ``worst`` names
+    the input of ``max_error``.
+    """
 
     passed: bool
     reference: str
@@ -140,6 +154,13 @@ class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: int
     top1_agreement: float | None = None
     top5_agreement: float | None = None
+    references: tuple[str, ...] = ()
+    kinds: dict[str, int] = {}
+    seed: int | None = None
+    npz: tuple[NpzInfo, ...] = ()
+    near_ties: int = 0
+    unreadable: int = 0
+    worst: str | None = None
 
 
 class LatencyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

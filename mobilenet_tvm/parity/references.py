@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mobilenet_tvm.build.manifest import Manifest, sha256_bytes
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity.inputs import Feed
+from mobilenet_tvm.parity.kinds import Feed
 
 Outputs = dict[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,6 +24,11 @@ class Reference:
 
     name: str
     run: Callable[[Feed], Outputs]
+
+    @property
+    def short(self) -> str:
+        """The name without the version."""
+        return self.name.split(maxsplit=1)[0]
 
     def __call__(self, feed: Feed) -> Outputs:
         """The model's outputs for one set of inputs."""
