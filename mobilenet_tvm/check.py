@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilenet_tvm.cli.alone import add_build_options, build_alone, given_build_options
+from mobilenet_tvm.cli.bisection import bisect_result, feed_again
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.parity_report import print_result, unreadable_message
@@ -59,10 +62,18 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="the .so to check")
+    parser.add_argument(
+        "artifact",
+        type=Path,
+        nargs="?",
+        metavar="ARTIFACT",
+        help="the .so to check (default: the model --onnx, compiled for just this)",
+    )
     _add_reference_options(parser.add_argument_group("reference"))
     _add_input_options(parser.add_argument_group("inputs"))
     _add_photo_options(parser.add_argument_group("photos"))
+    _add_bisection_options(parser.add_argument_group("bisection"))
+    add_build_options(parser.add_argument_group("with no ARTIFACT, how --onnx is compiled"))
 
 
 def _add_reference_options(group: argparse._ArgumentGroup) -> None:
@@ -144,6 +155,20 @@ def _add_photo_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_bisection_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--bisect",
+        action="store_true",
+        help="run the artifact kernel by kernel and name the first layer that is wrong",
+    )
+    group.add_argument(
+        "--bisect-output",
+        type=Path,
+        metavar="DIR",
+        help="folder for that layer's model, inputs and records (default: ARTIFACT.bisect)",
+    )
+
+
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Check, mark the manifest, print one line an output and the verdict.
 
@@ -152,15 +177,28 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         VerbFailedError: parity failed, or passed beside pictures that cannot be read; it carries
             the payload.
     """
+    if args.artifact is not None:
+        if given := given_build_options(args):
+            raise UsageError(f"{', '.join(given)}: only with no ARTIFACT, to compile --onnx")
+        return _check(args, args.artifact, args.artifact.with_suffix(".bisect"), out)
+    if args.onnx is None:
+        raise UsageError("name an ARTIFACT, or a model with --onnx to compile it for just this")
+    with tempfile.TemporaryDirectory(prefix="mobilenet_tvm-") as folder:
+        artifact = build_alone(args, Path(folder), out)
+        return _check(args, artifact, args.onnx.with_suffix(".bisect"), out)
+
+
+def _check(args: argparse.Namespace, artifact: Path, folder: Path, out: Output) -> dict[str, Any]:
+    npz = find_npz(args.npz or ())
     images = find_images(args.images) if args.images else ()
     with photo_progress(out.console) as progress:
         result = check_artifact(
-            args.artifact,
+            artifact,
             reference=args.reference or ("onnxruntime",),
             onnx=args.onnx,
             inputs=args.inputs,
             kinds=args.kinds,
-            npz=find_npz(args.npz or ()),
+            npz=npz,
             images=images,
             agreement=args.agreement or None,
             jobs=args.jobs,
@@ -171,7 +209,19 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             warn=out.warn,
         )
     print_result(result, out)
-    payload = {"artifact": str(args.artifact), **result.as_dict()}
+    payload = {"artifact": str(args.artifact or args.onnx), **result.as_dict()}
+    if args.bisect:
+        payload["bisect"] = bisect_result(
+            result,
+            artifact,
+            feed_again(
+                kinds=args.kinds, inputs=args.inputs, seed=args.seed, npz=npz, images=images
+            ),
+            out,
+            onnx=args.onnx,
+            tolerance=args.rtol,
+            folder=args.bisect_output or folder,
+        )
     if not result:
         raise VerbFailedError(result.summary(), payload)
     out.line(result.summary())

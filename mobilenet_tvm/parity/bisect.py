@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from mobilenet_tvm.build.manifest import LayerInfo
 from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.parity.comparison import compare
-from mobilenet_tvm.parity.inputs import Feed, shapes_of
+from mobilenet_tvm.parity.inputs import shapes_of
+from mobilenet_tvm.parity.kinds import Feed
 from mobilenet_tvm.parity.references import RUNNERS, reference_onnx
 from mobilenet_tvm.parity.taps import Tapped, plain_layout
 from mobilenet_tvm.parity.tolerances import tolerance_for

@@ -93,7 +93,7 @@ def onnxruntime_runner(onnx_bytes: bytes, shapes: Shapes) -> Reference:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    model = _with_shapes(onnx_bytes, shapes)
+    model = with_shapes(onnx_bytes, shapes)
     title = f"onnxruntime {onnxruntime.__version__}"
     session = _call(
         title,
@@ -127,7 +127,7 @@ def onnx_runner(onnx_bytes: bytes, shapes: Shapes) -> Reference:
 
     from mobilenet_tvm.parity.evaluator import OPERATORS, to_float64
 
-    model = _with_shapes(onnx_bytes, shapes)
+    model = with_shapes(onnx_bytes, shapes)
     declared = {
         output.name: onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
         for output in model.graph.output
@@ -171,7 +171,7 @@ def _call(title: str, function: Callable[[], Any]) -> Any:
         ) from None
 
 
-def _with_shapes(onnx_bytes: bytes, shapes: Shapes) -> Any:
+def with_shapes(onnx_bytes: bytes, shapes: Shapes) -> Any:
     """The ``onnx.ModelProto`` with its inputs' shapes fixed.
 
     Inner and output shapes that were stored for another batch are left: both references infer

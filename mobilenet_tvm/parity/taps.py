@@ -13,7 +13,7 @@ from onnx import helper
 from onnx.utils import Extractor
 
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity.references import _with_shapes as with_shapes
+from mobilenet_tvm.parity.references import with_shapes
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
