@@ -14,6 +14,7 @@ from typing import Any
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError, autotvm_records
+from mobilenet_tvm.build.folding import optimized
 from mobilenet_tvm.build.layouts import mixed
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
@@ -118,14 +119,11 @@ def compile_model(
         module = mixed(model.module, plan.positions) if plan is not None and ansor else model.module
         autotvm_context = autotvm_records((r for r in given if r.searcher == "autotvm"), used)
         ansor_context = AnsorRecords((r for r in given if r.searcher == "ansor"), missed)
-        with (
-            autotvm_context,
-            ansor_context,
-            tvm.transform.PassContext(opt_level=3, config=config),
-        ):
-            library = relay.build(
-                module, target=preset.target, params=model.params, mod_name="default"
-            )
+        with autotvm_context, ansor_context:
+            with tvm.transform.PassContext(opt_level=3, config=config):
+                module, done = optimized(module, preset.target, model.params)
+            with tvm.transform.PassContext(opt_level=3, config=config, disabled_pass=done):
+                library = relay.build(module, target=preset.target, mod_name="default")
     except Exception as error:
         reason = missed or [last_line(error)]
         # No plan is to blame for a Ctrl-C.
