@@ -12,6 +12,7 @@ import glob
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,8 +107,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Prepare TVM's environment before a conftest can import TVM."""
     given = early_config.known_args_namespace.mobilenet_artifact
-    if given or early_config.getini("mobilenet_artifacts"):
-        import mobilenet_tvm  # noqa: F401
+    if not given and not early_config.getini("mobilenet_artifacts"):
+        return
+    import mobilenet_tvm  # noqa: F401
+
+    # Else TVM binds this thread, and all that the other tests start, to the first core.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads
+        os.environ.setdefault("TVM_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -127,7 +134,8 @@ def _settings(config: pytest.Config) -> _Settings:
     from mobilenet_tvm.parity.inputs import find_images
 
     found = dict.fromkeys(path for text in artifacts for path in _expand(text, where, ".so"))
-    onnx = [path for text in _paths(config, "onnx")[0] for path in _expand(text, "onnx", ".onnx")]
+    models, where = _paths(config, "onnx", "mobilenet_onnx")
+    onnx = dict.fromkeys(path for text in models for path in _expand(text, where, ".onnx"))
     reference = _text(config, "reference") or "onnxruntime"
     if reference not in RUNNERS:
         raise pytest.UsageError(
@@ -145,9 +153,7 @@ def _settings(config: pytest.Config) -> _Settings:
     # As with testpaths: what the ini file names is for a run that names nothing itself.
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     return _Settings(
-        subjects={
-            path: Subject(path, tuple(dict.fromkeys(onnx)), reference, tolerance) for path in found
-        },
+        subjects={path: Subject(path, tuple(onnx), reference, tolerance) for path in found},
         show=bool(config.getoption("mobilenet_artifact")) or not named,
         inputs=_INPUTS if inputs is None else int(inputs),
         photos=photos,
@@ -157,13 +163,12 @@ def _settings(config: pytest.Config) -> _Settings:
     )
 
 
-def _paths(config: pytest.Config, name: str, ini: str | None = None) -> tuple[list[str], str]:
+def _paths(config: pytest.Config, name: str, ini: str) -> tuple[list[str], str]:
     """Absolute paths, maybe globs, and the name of what gave them."""
     given = config.getoption(f"mobilenet_{name}")
     if given:
         base = config.invocation_params.dir
         return [str(base / text) for text in given], f"--mobilenet-{name}"
-    ini = ini or f"mobilenet_{name}"
     return [str(path) for path in config.getini(ini) or ()], ini
 
 
@@ -176,10 +181,8 @@ def _expand(text: str, where: str, suffix: str) -> Iterator[Path]:
         files += sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
     if not files:
         what = f"no {suffix} in the folder" if matches else "no file at"
-        raise pytest.UsageError(
-            f"{where}: {what} {text}: correct the path, or make it with "
-            "python -m mobilenet_tvm.tune"
-        )
+        make = ", or make it with python -m mobilenet_tvm.tune" if suffix == ".so" else ""
+        raise pytest.UsageError(f"{where}: {what} {text}: correct the path{make}")
     yield from files
 
 
@@ -204,7 +207,8 @@ def _number(config: pytest.Config, name: str, kind: Callable[[str], float]) -> f
     except ValueError:
         value = math.nan
     if not (value >= 0 and math.isfinite(value)):
-        raise pytest.UsageError(f"mobilenet {name} {text}: it must be a number, 0 or more")
+        what = "a whole number" if kind is int else "a number"
+        raise pytest.UsageError(f"mobilenet {name} {text}: it must be {what}, 0 or more")
     return value
 
 
@@ -238,7 +242,9 @@ class Artifact(pytest.File):
             checks[f"photo[{photo.name}]"] = partial(subject.check_photo, photo)
         checks["repeatable"] = subject.check_repeatable
         for name, call in checks.items():
-            yield Check.from_parent(self, name=name, call=call)
+            # pytest 9.2 would take the brackets for a part of the name, and --lf find nothing.
+            nodeid = f"{self.nodeid}::{name}"
+            yield Check.from_parent(self, name=name, nodeid=nodeid, call=call)
 
 
 class Check(pytest.Item):
@@ -250,27 +256,42 @@ class Check(pytest.Item):
 
     def runtest(self) -> None:
         """Run the check; what is wrong is told in its own words, with no traceback."""
-        result: ParityResult | Any = _told(self.config, self._call)
+        result = _told(self.config, self._call, self._show)
         for warning in getattr(result, "warnings", ()):
-            self.warn(pytest.PytestWarning(f"{self.nodeid}: {warning}"))
+            # Not self.warn: that wants a line number.
+            warnings.warn(pytest.PytestWarning(warning), stacklevel=1)
+
+    def _show(self, result: ParityResult) -> None:
+        for case in result.cases:
+            self.add_report_section("call", "figures", str(case.comparison))
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where it is from, and its heading in a report."""
         return self.path, None, f"{self.path.name} {self.name}"
 
 
-def _told(config: pytest.Config, call: Callable[[], Any]) -> Any:
+def _told(
+    config: pytest.Config,
+    call: Callable[[], Any],
+    show: Callable[[ParityResult], None] = lambda _: None,
+) -> Any:
+    """``call()``; an error of this package becomes pytest's failure, or skip, of one line."""
     from mobilenet_tvm.errors import MobilenetTvmError
+    from mobilenet_tvm.parity.checks import ParityFailedError
     from mobilenet_tvm.runtime import ForeignArtifactError
 
     try:
         return call()
-    except ForeignArtifactError as error:
+    except MobilenetTvmError as caught:
+        error = caught  # raised from here, the failure would tell of both
+    told = str(error)
+    if isinstance(error, ParityFailedError):
+        show(error.result)
+    if isinstance(error, ForeignArtifactError):
         if _known(config).skip_foreign:
-            pytest.skip(str(error))
-        pytest.fail(f"{error}, or skip it with --mobilenet-skip-foreign", pytrace=False)
-    except MobilenetTvmError as error:
-        pytest.fail(str(error), pytrace=False)
+            pytest.skip(told)
+        told += ", or skip it with --mobilenet-skip-foreign"
+    pytest.fail(told, pytrace=False)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Artifact | None:
