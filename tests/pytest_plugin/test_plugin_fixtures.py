@@ -5,7 +5,11 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import pytest
+
 from .conftest import NAME, Built, verdicts
+
+pytestmark = pytest.mark.slow  # builds a model, and starts a pytest for each test
 
 OWN = """
     import numpy as np

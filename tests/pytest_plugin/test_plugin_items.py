@@ -13,6 +13,8 @@ from mobilenet_tvm.build.manifest import read_manifest, sha256_file
 
 from .conftest import NAME, Built, edit, verdicts
 
+pytestmark = pytest.mark.slow  # builds a model, and starts a pytest for each test
+
 ARTIFACT = f"artifacts/{NAME}"
 ONNX = "--mobilenet-onnx=models/flowers.onnx"
 CHECKS = ["manifest", "machine", "checked", "parity[uniform 0]", "parity[uniform 1]", "repeatable"]
