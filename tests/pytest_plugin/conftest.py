@@ -1,4 +1,8 @@
-"""A small project with an artifact, one with a planted fault, and pytest runs in it."""
+"""A small project with an artifact, one with a planted fault, and pytest runs in it.
+
+What loads an artifact runs in a process of its own, as TVM cannot be imported twice in one; what
+does not runs in this one, in a tenth of the time.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,14 @@ from mobilenet_tvm.build.manifest import (
     sha256_file,
     write_manifest,
 )
-from mobilenet_tvm.parity import check_artifact
+from mobilenet_tvm.parity import check_artifact, checks  # loaded before a run in this process
 
 pytest_plugins = ["pytester"]
 
 REPO = Path(__file__).resolve().parents[2]
 NAME = "flowers.x86-avx2.so"
+
+__all__ = ["NAME", "REPO", "Built", "built", "checks", "edit", "project", "verdicts"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,12 @@ def project(built: Built, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(toolchain.CACHE_VARIABLE, str(toolchain.cache_dir()))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("CI", raising=False)  # pytest prints whole lines there
+    # It imports, and rewrites, all of hypothesis at the end of every run.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
     found = [str(REPO), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("TVM_BIND_THREADS", "0")  # a run in this process sets it for good
     pytester.plugins = ["mobilenet_tvm.pytest_plugin"]
     for folder in (built.onnx.parent, built.artifact.parent):
         shutil.copytree(folder, pytester.path / folder.name)

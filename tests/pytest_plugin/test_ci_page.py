@@ -112,10 +112,10 @@ def test_the_workflow_runs_what_the_page_runs(shop: Any) -> None:
 
 
 def test_every_option_and_fixture_is_on_the_page(project: Any) -> None:
-    told = project.runpytest_subprocess("--help").outlines
+    told = project.runpytest_inprocess("--help").outlines
     options = {word for line in told for word in re.findall(r"--mobilenet-[a-z-]+", line)}
     settings = {line.split()[0] for line in told if re.match(r"\s+mobilenet_\w+ \(", line)}
-    fixtures = project.runpytest_subprocess("--fixtures").outlines
+    fixtures = project.runpytest_inprocess("--fixtures").outlines
     names = {line.split()[0] for line in fixtures if line.startswith("mobilenet_")}
     assert len(options) == len(settings) == 7
     assert len(names) == 3

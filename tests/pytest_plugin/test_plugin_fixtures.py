@@ -68,7 +68,7 @@ def test_a_test_runs_once_for_each_artifact(project: Any, built: Built) -> None:
 
 def test_with_no_artifact_they_are_skipped_in_words(project: Any) -> None:
     project.makepyfile(test_own=OWN)
-    result = project.runpytest_subprocess("-rs")
+    result = project.runpytest_inprocess("-rs")
     result.assert_outcomes(skipped=3)
     result.stdout.fnmatch_lines(
         ["SKIPPED*no artifact was given: pytest --mobilenet-artifact FILE, or mobilenet_artifacts*"]
@@ -77,7 +77,7 @@ def test_with_no_artifact_they_are_skipped_in_words(project: Any) -> None:
 
 def test_a_model_that_is_not_here_is_told_without_a_traceback(project: Any) -> None:
     project.makepyfile("def test_own(mobilenet_reference): assert False")
-    result = project.runpytest_subprocess("--mobilenet-artifact=artifacts", "-k", "test_own")
+    result = project.runpytest_inprocess("--mobilenet-artifact=artifacts", "-k", "test_own")
     result.assert_outcomes(errors=1, deselected=9)
     (told,) = verdicts(result)
     assert told.startswith("the model of flowers.x86-avx2 is needed (or pass --onnx)")
