@@ -22,6 +22,10 @@ Array = npt.NDArray[Any]
 _ELF_MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "armv7l"}
 
 
+class ForeignArtifactError(UsageError):
+    """The artifact is sound, and made for another machine than this."""
+
+
 class Module:
     """A compiled model. Made by ``load``."""
 
@@ -117,6 +121,24 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
 
 def open_library(path: Path, *, require_checked: bool = False) -> tuple[Any, Manifest]:
     """The artifact's TVM module and its manifest, after ``load``'s checks. Raises as it does."""
+    manifest = verify_file(path)
+    verify_machine(path, manifest)
+    if require_checked:
+        verify_checked(path, manifest)
+
+    toolchain.activate()
+    import tvm
+
+    return tvm.runtime.load_module(str(path.resolve())), manifest
+
+
+def verify_file(path: Path) -> Manifest:
+    """The manifest of the artifact at ``path``, whose digest fits the file.
+
+    Raises:
+        UsageError: the ``.so`` or its manifest is missing, damaged or of another format, or the
+            ``.so`` is not the one that the manifest describes.
+    """
     manifest = read_manifest(path)
     found = sha256_file(path)
     if found != manifest.so_sha256:
@@ -124,28 +146,41 @@ def open_library(path: Path, *, require_checked: bool = False) -> tuple[Any, Man
             f"{path} is not the file its manifest describes (digest {found[:19]}..., expected "
             f"{manifest.so_sha256[:19]}...): copy both files again, or compile again"
         )
+    return manifest
+
+
+def verify_machine(path: Path, manifest: Manifest) -> None:
+    """Refuse an artifact that this machine cannot run.
+
+    Raises:
+        ForeignArtifactError: it is for another architecture, or for a CPU with more features.
+        UsageError: the file is no shared library.
+    """
     machine = _elf_machine(path)
     if machine == platform.machine():
         machine = manifest.target.arch
     if machine != platform.machine():
-        raise UsageError(
+        raise ForeignArtifactError(
             f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
             f"{platform.machine()}: compile it with a --target for this machine"
         )
     missing = missing_features(manifest.target.cpu_features)
     if missing:
-        raise UsageError(
+        raise ForeignArtifactError(
             f"{path} needs CPU features that this machine lacks: {', '.join(missing)} (preset "
             f"{manifest.target.preset}): compile it with --target x86 on this machine"
         )
-    if require_checked and (manifest.parity is None or not manifest.parity.passed):
+
+
+def verify_checked(path: Path, manifest: Manifest) -> None:
+    """Refuse an artifact that never passed a parity check.
+
+    Raises:
+        CheckFailedError: parity was not checked, or did not pass.
+    """
+    if manifest.parity is None or not manifest.parity.passed:
         state = "was never checked" if manifest.parity is None else "failed its parity check"
         raise CheckFailedError(f"{path} {state}: run python -m mobilenet_tvm.check {path}")
-
-    toolchain.activate()
-    import tvm
-
-    return tvm.runtime.load_module(str(path.resolve())), manifest
 
 
 def _set_threads(threads: int) -> None:
