@@ -10,7 +10,7 @@ from onnx import helper, inliner
 
 from mobilenet_tvm.build.manifest import TensorSpec
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.frontend import convs, dense, shapes
+from mobilenet_tvm.frontend import convs, dense, plain, shapes
 from mobilenet_tvm.frontend.model import Model, opset
 from mobilenet_tvm.frontend.operators import reject_unsupported
 
@@ -37,7 +37,8 @@ def clean(
     """Fix shapes, fold constants and BatchNorm, make pads explicit, drop what does nothing.
 
     ``shape`` is the full shape of the only input, ``batch`` the size of a dynamic first
-    dimension (1 by default). Numbers change by the rounding of BatchNorm folding alone.
+    dimension (1 by default). Numbers change by rounding alone: of folded BatchNorm, of divisions
+    that became products, and of means that are summed in another order.
 
     Raises:
         UsageError: shapes cannot be fixed, or operators are not supported (all are named).
@@ -58,8 +59,11 @@ def clean(
     _reject_training(proto.graph)
     proto = shapes.infer_shapes(proto)
     convs.resolve_auto_pad(proto.graph)
-    convs.fold_batch_norm(proto.graph)
+    plain.means_to_global_pools(proto.graph)
+    plain.divisions_to_products(proto.graph)
+    proto = shapes.infer_shapes(proto)
     dense.dense_to_pointwise(proto.graph)
+    convs.fold_batch_norm(proto.graph)
     proto = shapes.infer_shapes(proto)
     return CleanModel(
         original=model,

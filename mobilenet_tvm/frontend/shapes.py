@@ -78,6 +78,16 @@ def known_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def tensors_read(node: onnx.NodeProto) -> list[str]:
+    """Tensors that a node reads, in its subgraphs too."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            names += [name for inner in graph.node for name in tensors_read(inner)]
+            names += [o.name for o in graph.output]
+    return names
+
+
 def tensor_specs(values: Iterable[onnx.ValueInfoProto], what: str) -> tuple[TensorSpec, ...]:
     """Names, shapes and dtypes of inputs or outputs (``what`` says which).
 
