@@ -134,7 +134,7 @@ USUAL = [
 ALL = [
     (exporter, opset, batch)
     for exporter, opsets in (
-        ("dynamo", (None, 13, 17, 18, 20)),
+        ("dynamo", (None, 13, 17, 18, 20, 21, 22, 23)),
         ("torchscript", (9, 11, 13, 17, 18, 20)),
     )
     for opset in opsets

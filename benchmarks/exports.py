@@ -145,13 +145,14 @@ def section(results: list[Result]) -> str:
     failed = [r for r in results if r.note["failed"]]
     done = [r for r in results if not r.note["failed"]]
     parity = [r.error for r in done if r.error is not None]
+    machine = f"ONNX Runtime {onnxruntime.__version__}, {platform.machine()}"
+    imported = sum(r.refused is None for r in done)
     lines = [
-        f"`python benchmarks/exports.py DIR --results`, {datetime.date.today()}. {results[0].note['versions']}; ONNX Runtime "
-        f"{onnxruntime.__version__}, {platform.machine()}. {len(done)} files: "
-        f"{sum(r.refused is None for r in done)} import, {len(parity)} were run, worst error "
-        f"{max(parity, default=0):.1e} of the largest reference value (tolerance {TOLERANCE:.0e}). "
-        "Seeded weights; `alive` is how far apart the outputs of two images are at least, on the "
-        "same scale.",
+        f"`python benchmarks/exports.py DIR --results`, {datetime.date.today()}. "
+        f"{results[0].note['versions']}; {machine}. {len(done)} files: {imported} import, "
+        f"{len(parity)} were run, worst error {max(parity, default=0):.1e} of the largest "
+        f"reference value (tolerance {TOLERANCE:.0e}). Seeded weights; `alive` is how far apart "
+        "the outputs of two images are at least, on the same scale.",
         "",
         "| model | exporter and opset | convolutions | imports | parity error | alive |",
         "|---|---|---|---|---|---|",
@@ -197,10 +198,8 @@ def main() -> None:
         note = json.loads(path.read_text())
         if args.only not in path.name:
             continue
-        if note["failed"]:
-            result = Result(note)
-        else:
-            result = checker.check(path.with_suffix(".onnx"), note)
+        onnx_path = path.with_suffix(".onnx")
+        result = Result(note) if note["failed"] else checker.check(onnx_path, note)
         path.with_suffix(".result").write_text(json.dumps(asdict(result)))
         print(
             f"{path.stem} (opset {result.opset}, {result.import_s:.0f} s): {told(result)}",

@@ -8,7 +8,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.frontend.shapes import known_shapes, tensors_read
+from mobilenet_tvm.frontend.graph import drop_unused_initializers, tensors_read
+from mobilenet_tvm.frontend.shapes import known_shapes
 
 _PADDED = ("Conv", "MaxPool", "AveragePool", "LpPool")
 
@@ -98,16 +99,6 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
     del graph.node[:]
     graph.node.extend(kept)
     drop_unused_initializers(graph)
-
-
-def drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    """Remove weights that nothing reads."""
-    used = {name for node in graph.node for name in tensors_read(node)} | {
-        o.name for o in graph.output
-    }
-    kept = [t for t in graph.initializer if t.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 def _folded(

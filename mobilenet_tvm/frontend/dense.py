@@ -15,7 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from mobilenet_tvm.frontend.shapes import known_shapes, tensors_read
+from mobilenet_tvm.frontend.graph import drop_unused_nodes
+from mobilenet_tvm.frontend.shapes import known_shapes
 
 _RESHAPERS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 # By the number of inputs that may be activations; what else they read must be one number.
@@ -49,7 +50,6 @@ class _Pixels:
         self.constants = {t.name: t for t in graph.initializer}
         self.pixel_of: dict[str, str] = {}
         self.nodes: list[onnx.NodeProto] = []
-        self.made: set[str] = set()  # outputs of nodes that may turn out to be of no use
 
     def run(self) -> None:
         for node in self.graph.node:
@@ -60,7 +60,8 @@ class _Pixels:
             if not (self._reshape(node) or self._dense(node) or self._elementwise(node)):
                 self.nodes.append(node)
         del self.graph.node[:]
-        self.graph.node.extend(self._used())
+        self.graph.node.extend(self.nodes)
+        drop_unused_nodes(self.graph)
 
     def pixel(self, name: str) -> str | None:
         """The tensor ``[N, C, 1, 1]`` with the numbers of ``name``, or None."""
@@ -78,7 +79,6 @@ class _Pixels:
         if shape != self.shapes[pixel][: len(shape)]:
             return False
         self.pixel_of[node.output[0]] = pixel
-        self.made.add(node.output[0])
         self.nodes.append(node)
         return True
 
@@ -156,7 +156,6 @@ class _Pixels:
         output = node.output[0]
         self.shapes[pixel] = shape
         self.pixel_of[output] = pixel
-        self.made.add(output)
         name = f"{node.name or output}/flatten"
         wanted = self.shapes.get(output, shape[:2])
         if len(wanted) == 2:
@@ -164,17 +163,6 @@ class _Pixels:
             return
         target = self._constant(f"{output}.shape", np.array(wanted, np.int64))
         self.nodes.append(helper.make_node("Reshape", [pixel, target], [output], name))
-
-    def _used(self) -> list[onnx.NodeProto]:
-        """The nodes without reshaping that nothing reads any more."""
-        read = {o.name for o in self.graph.output}
-        kept = []
-        for node in reversed(self.nodes):
-            if node.output[0] in self.made and node.output[0] not in read:
-                continue
-            read.update(tensors_read(node))
-            kept.append(node)
-        return kept[::-1]
 
 
 def _weight(

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mobilenet_tvm.frontend.graph import drop_unused_nodes
 from mobilenet_tvm.frontend.shapes import known_shapes
 
 _IMAGE_RANK = 4
@@ -43,6 +44,7 @@ def means_to_global_pools(graph: onnx.GraphProto) -> None:
         nodes.append(helper.make_node("Reshape", [pool, target.name], [result], f"{name}/reshape"))
     del graph.node[:]
     graph.node.extend(nodes)
+    drop_unused_nodes(graph)
 
 
 def _image_averaged(
