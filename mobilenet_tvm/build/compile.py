@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError
+from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError, autotvm_records
+from mobilenet_tvm.build.folding import optimized
+from mobilenet_tvm.build.layers import FusedModule, kernels_of, layer_infos
 from mobilenet_tvm.build.layouts import mixed
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
@@ -94,7 +96,6 @@ def compile_model(
     toolchain.activate()
     import tvm
     from tvm import autotvm, relay
-    from tvm.autotvm.record import decode
 
     import mobilenet_tvm.schedules
 
@@ -112,22 +113,25 @@ def compile_model(
             if task.searcher == "ansor" and task.key in best and task not in planned
         ]
     missed: list[str] = []
+    fused = FusedModule()
+    used: set[str] = set()
     mobilenet_tvm.schedules.use(schedules)
     silent, autotvm.GLOBAL_SCOPE.silent = autotvm.GLOBAL_SCOPE.silent, True
     try:
         module = mixed(model.module, plan.positions) if plan is not None and ansor else model.module
-        autotvm_context = autotvm.task.ApplyHistoryBest(
-            [decode(record.line, "json") for record in given if record.searcher == "autotvm"]
-        )
+        autotvm_context = autotvm_records((r for r in given if r.searcher == "autotvm"), used)
         ansor_context = AnsorRecords((r for r in given if r.searcher == "ansor"), missed)
-        with (
-            autotvm_context,
-            ansor_context,
-            tvm.transform.PassContext(opt_level=3, config=config),
-        ):
-            library = relay.build(
-                module, target=preset.target, params=model.params, mod_name="default"
-            )
+        off = list(toolchain.DISABLED_PASSES)
+        with autotvm_context, ansor_context:
+            with tvm.transform.PassContext(opt_level=3, config=config, disabled_pass=off):
+                module, done = optimized(module, preset.target, model.params)
+            with tvm.transform.PassContext(
+                opt_level=3,
+                config=config,
+                disabled_pass=[*off, *done],
+                instruments=[fused.instrument],
+            ):
+                library = relay.build(module, target=preset.target, mod_name="default")
     except Exception as error:
         reason = missed or [last_line(error)]
         # No plan is to blame for a Ctrl-C.
@@ -138,10 +142,15 @@ def compile_model(
     finally:
         autotvm.GLOBAL_SCOPE.silent = silent
         mobilenet_tvm.schedules.use("ours")
-    used = [r for r in given if r.searcher == "autotvm" or r.key in ansor_context.used]
+    used |= ansor_context.used
+    applied = [record for record in given if record.key in used]
     link(library, path, preset)
 
-    covered = coverage(planned, best)
+    # A layer that misses Ansor's record ends the build; but one label may stand for several of
+    # its tasks, of which a plan needs one.
+    counted = (r for r in given if r.searcher == "ansor" or r.key in used)
+    covered = coverage(planned, {record.key: record for record in counted})
+    graph = library.get_graph_json()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=path.name.removesuffix(".so"),
@@ -155,13 +164,17 @@ def compile_model(
         tuning=TuningInfo(
             tasks=covered.tasks,
             tuned=covered.tuned,
-            log_digest=sha256_bytes(log_digest_text(used)) if used else None,
-            searchers=tuple(sorted({record.searcher for record in used})),
-            layout_transforms=layout_transforms(library.get_graph_json()),
+            log_digest=sha256_bytes(log_digest_text(applied)) if applied else None,
+            searchers=tuple(sorted({record.searcher for record in applied})),
+            layout_transforms=layout_transforms(graph),
+            records=tuple(record.line for record in applied),
         ),
         so_sha256=sha256_file(path),
         preprocessing=preprocessing,
         labels=tuple(labels) if labels else None,
+        layers=layer_infos(
+            kernels_of(model.module, fused.module), graph, plan=plan, tasks=planned, used=applied
+        ),
     )
     try:
         write_manifest(path, manifest)

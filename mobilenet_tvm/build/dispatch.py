@@ -1,4 +1,4 @@
-"""Ansor's records for one build: exact, silent, and counting what it has no record for."""
+"""Records for one build: exact, silent, and telling which of them TVM asked for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,35 @@ from mobilenet_tvm.records import Record
 
 class UnusablePlanError(DeviceError):
     """A plan cannot be built as it was meant: a record does not fit the layer it is for."""
+
+
+def autotvm_records(records: Iterable[Record], used: set[str]) -> Any:
+    """AutoTVM's ``ApplyHistoryBest`` for one build, that puts keys of records into ``used``.
+
+    A record that TVM never asks for (another layout in its workload, say) changes nothing in
+    the build and leaves no trace there: the layer runs untuned.
+
+    Args:
+        records: of AutoTVM, at most one for each workload.
+        used: is told the key of each record when TVM asks for it.
+    """
+    toolchain.activate()
+    from tvm import autotvm
+    from tvm.autotvm.record import decode
+
+    from mobilenet_tvm.records.tasks import workload_key
+
+    keys = {record.key: decode(record.line, "json") for record in records}
+
+    class Asked(autotvm.task.ApplyHistoryBest):  # type: ignore[misc]
+        def _query_inside(self, target: Any, workload: Any) -> Any:
+            config = super()._query_inside(target, workload)
+            key = workload_key(workload)
+            if config is not None and key in keys:
+                used.add(key)
+            return config
+
+    return Asked(list(keys.values()))
 
 
 class AnsorRecords:

@@ -18,6 +18,7 @@ from mobilenet_tvm.frontend.operators import for_importer
 from mobilenet_tvm.frontend.scales import keep_scales_apart
 
 if TYPE_CHECKING:
+    import onnx
     import tvm
 
 
@@ -38,7 +39,8 @@ def to_relay(clean: CleanModel) -> RelayModel:
     """Import a clean model.
 
     The module has no ``nn.pad`` before a convolution that can pad by itself, no
-    ``nn.batch_norm``, no dropout, and static types throughout.
+    ``nn.batch_norm``, no dropout, and static types throughout. The span of each call names the
+    (first) tensor that its ONNX node makes.
 
     Raises:
         UsageError: Relay cannot import it; the first line of the real reason.
@@ -62,7 +64,7 @@ def to_relay(clean: CleanModel) -> RelayModel:
     with _quiet() as said:
         try:
             module, params = relay.frontend.from_onnx(
-                for_importer(clean.proto),
+                _named_by_output(for_importer(clean.proto)),
                 {spec.name: spec.shape for spec in clean.inputs},
                 freeze_params=True,
             )
@@ -78,6 +80,14 @@ def to_relay(clean: CleanModel) -> RelayModel:
     specs = {spec.name: spec for spec in clean.inputs}
     names = [var.name_hint for var in module["main"].params if var.name_hint in specs]
     return RelayModel(module, dict(params), tuple(specs[n] for n in names), clean.outputs)
+
+
+def _named_by_output(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Every node called by the tensor it makes: the importer makes a node's name the span of its
+    calls. Names may be missing or double, tensors not."""
+    for node in proto.graph.node:
+        node.name = next(name for name in node.output if name)
+    return proto
 
 
 def _check_static(main: Any, name: str) -> None:

@@ -137,8 +137,10 @@ def _alter_layout(stock_alter: Any, attrs: Any, inputs: Any, tinfos: Any, out_ty
 
     geometry = [attrs.get_int_tuple(name) for name in ("strides", "padding", "dilation")]
     out_dtype = out_type.dtype
+    # As the strategy names it, and with it every record: a frontend leaves the output's layout
+    # empty, and with a name of our own here no record would ever be found.
     plain_workload = autotvm.task.args_to_workload(
-        [data, kernel, *geometry, "NCHW", "NCHW", out_dtype], task
+        [data, kernel, *geometry, "NCHW", attrs.get_str("out_layout"), out_dtype], task
     )
     blocked_workload = autotvm.task.args_to_workload(
         [

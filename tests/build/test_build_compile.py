@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ from mobilenet_tvm.build.manifest import (
     sha256_file,
 )
 from mobilenet_tvm.errors import DeviceError
-from mobilenet_tvm.records import Record, extract_tasks
+from mobilenet_tvm.records import Record, Task, extract_tasks, parse_line
+from mobilenet_tvm.search import AutoTvmSearcher, Trial
 
 SHAPE = (1, 3, 32, 32)
 
@@ -200,8 +202,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, place: str) 
 
 
 def test_a_failing_linker_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
     preset = dataclasses.replace(targets.resolve("x86"), linker=("ld.lld", "--no-such-option"))
     with pytest.raises(DeviceError, match=r"linking x\.so failed: .*no-such-option"):
         compile_model(small_relay(), preset, tmp_path / "x.so", info=INFO)
@@ -214,6 +214,61 @@ def test_a_failing_linker_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
 class _Library:
     def export_library(self, path: str, fcompile: Any) -> None:
         fcompile(path, [])
+
+
+def conv_relay(kernel: int, groups: int, channels: int = 16) -> frontend.RelayModel:
+    """One convolution on 16 pixels across, padded to keep them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size, 16, 16])
+        for name, size in (("x", channels), ("y", 16))
+    ]
+    weight = np.ones((16, channels // groups, kernel, kernel), np.float32)
+    pads = [kernel // 2] * 4
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=groups, pads=pads)
+    graph = helper.make_graph(
+        [node], "g", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")]
+    )
+    return relay_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]))
+
+
+def record_of(task: Task, config: int) -> Record:
+    searcher = AutoTvmSearcher(task, trials=1, seed=0)
+    return parse_line(searcher.record_line(Trial(config, (1e-5,))))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "groups", "channels"),
+    [(3, 16, 16), (1, 1, 16), (3, 1, 3), (3, 1, 16)],
+    ids=["depthwise", "pointwise", "stem", "stock"],
+)
+def test_a_record_is_what_the_layer_is_built_with(
+    tmp_path: Path, kernel: int, groups: int, channels: int
+) -> None:
+    relay, preset = conv_relay(kernel, groups, channels), targets.resolve("x86")
+    (task,) = extract_tasks(relay.module, preset)
+    others = [config for config in task.candidates if config != task.default]
+    digests = set()
+    for config in (task.default, others[0], others[-1]):
+        best = {} if config is None else {task.key: record_of(task, config)}
+        path = tmp_path / f"{config}.so"
+        manifest = compile_model(relay, preset, path, info=INFO, tasks=(task,), best=best)
+        assert manifest.tuning.tuned == len(best)
+        digests.add(manifest.so_sha256)
+    assert len(digests) == 3
+
+
+def test_a_record_that_tvm_never_asks_for_does_not_count(tmp_path: Path) -> None:
+    relay, preset = conv_relay(3, 16), targets.resolve("x86")
+    (task,) = extract_tasks(relay.module, preset)
+    (foreign,) = extract_tasks(conv_relay(5, 16).module, preset)
+    mistaken = dataclasses.replace(task, key=foreign.key)
+    best = {foreign.key: record_of(foreign, foreign.candidates[0])}
+    path = tmp_path / "x.so"
+    manifest = compile_model(relay, preset, path, info=INFO, tasks=(mistaken,), best=best)
+    assert (manifest.tuning.tasks, manifest.tuning.tuned) == (1, 0)
+    assert manifest.tuning.log_digest is None
 
 
 def test_coverage_counts_the_models_own_tasks() -> None:
