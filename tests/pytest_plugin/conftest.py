@@ -107,7 +107,9 @@ def project(built: Built, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(toolchain.CACHE_VARIABLE, str(toolchain.cache_dir()))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("CI", raising=False)  # pytest prints whole lines there
-    monkeypatch.setenv("PYTEST_ADDOPTS", f"{WITHOUT} -p mobilenet_tvm.pytest_plugin")
+    # Where the package is installed, this process has loaded the plug-in before its own runs do.
+    quiet = "-W ignore::pytest.PytestAssertRewriteWarning"
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"{WITHOUT} {quiet} -p mobilenet_tvm.pytest_plugin")
     found = [str(REPO), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
