@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilenet_tvm.cli.alone import add_build_options, build_alone, given_build_options
+from mobilenet_tvm.cli.bisection import bisect_result, feed_again
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
-from mobilenet_tvm.parity import RUNNERS, check_artifact
+from mobilenet_tvm.cli.options import positive
+from mobilenet_tvm.cli.parity_report import print_result, unreadable_message
+from mobilenet_tvm.cli.photo_progress import photo_progress
+from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.parity import DEFAULT_KINDS, FAMILIES, KINDS, RUNNERS, check_artifact
+from mobilenet_tvm.parity.artifact import MANY_PHOTOS
 from mobilenet_tvm.parity.inputs import find_images
+from mobilenet_tvm.parity.kinds import resolve
+from mobilenet_tvm.parity.npz import find_npz
 
 
 def _tolerance(text: str) -> float:
@@ -28,63 +38,134 @@ def _count(text: str) -> int:
     return value
 
 
-def _positive_count(text: str) -> int:
-    value = _count(text)
-    if value == 0:
-        raise ValueError
-    return value
-
-
 # argparse names the type by its __name__: "invalid tolerance value: '-1'".
 _tolerance.__name__ = "tolerance"
 _count.__name__ = "count"
-_positive_count.__name__ = "count"
+
+
+def _references(text: str) -> list[str]:
+    """``onnxruntime,onnx``: a type for argparse."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in RUNNERS:
+            raise argparse.ArgumentTypeError(f"no reference {name!r}: take {', '.join(RUNNERS)}")
+    return names
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    """``huge,denormal`` or a family: a type for argparse."""
+    try:
+        return resolve([name.strip() for name in text.split(",")])
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="the .so to check")
     parser.add_argument(
-        "--reference",
-        choices=tuple(RUNNERS),
-        default="onnxruntime",
-        help="who computes the right answer (default: onnxruntime; onnx is slow, in float64)",
+        "artifact",
+        type=Path,
+        nargs="?",
+        metavar="ARTIFACT",
+        help="the .so to check (default: the model --onnx, compiled for just this)",
     )
-    parser.add_argument(
+    _add_reference_options(parser.add_argument_group("reference"))
+    _add_input_options(parser.add_argument_group("inputs"))
+    _add_photo_options(parser.add_argument_group("photos"))
+    _add_bisection_options(parser.add_argument_group("bisection"))
+    add_build_options(parser.add_argument_group("with no ARTIFACT, how --onnx is compiled"))
+
+
+def _add_reference_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--reference",
+        type=_references,
+        action="extend",
+        metavar="NAME[,NAME]",
+        help=f"who computes the right answer, of {', '.join(RUNNERS)} (default: onnxruntime; "
+        "onnx is ONNX's evaluator, in float64). With several the first decides, and the others "
+        "tell who stands alone",
+    )
+    group.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="FILE",
+        help="the model that the artifact was made from, where it is not found by itself",
+    )
+    group.add_argument(
         "--rtol",
         type=_tolerance,
         metavar="TOLERANCE",
         help="largest error as a share of max |reference| of an output "
         "(default: by dtype, 1e-4 for float32)",
     )
-    parser.add_argument(
+
+
+def _add_input_options(group: argparse._ArgumentGroup) -> None:
+    families = ", ".join(name for name in FAMILIES if name != "default")
+    group.add_argument(
+        "--inputs",
+        type=_count,
+        metavar="N",
+        help="how many made-up inputs, of the kinds in turn (default: one of each)",
+    )
+    group.add_argument(
+        "--kinds",
+        type=_kinds,
+        default=DEFAULT_KINDS,
+        metavar="KIND[,KIND]",
+        help=f"{', '.join(KINDS)}, or {families} (default: {','.join(DEFAULT_KINDS)})",
+    )
+    group.add_argument("--seed", type=_count, default=0, help="seed of these (default: 0)")
+    group.add_argument(
+        "--npz",
+        type=Path,
+        action="extend",
+        nargs="+",
+        metavar="PATH",
+        help=".npz files, or folders of them: each is one feed, arrays by input name",
+    )
+
+
+def _add_photo_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="photos, those in sub-folders too; their best class must be the reference's",
+    )
+    group.add_argument(
+        "--agreement",
+        action="store_true",
+        help="sum the photos up and name those that differ, on all cores, in place of a line each "
+        f"(by itself with more than {MANY_PHOTOS})",
+    )
+    group.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="processes that --agreement runs (default: one for each core)",
+    )
+    group.add_argument(
         "--top-k",
-        type=_positive_count,
+        type=positive,
         default=5,
         metavar="K",
         help="report the agreement of the K best classes (default: 5)",
     )
-    parser.add_argument(
-        "--images",
+
+
+def _add_bisection_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--bisect",
+        action="store_true",
+        help="run the artifact kernel by kernel and name the first layer that is wrong",
+    )
+    group.add_argument(
+        "--bisect-output",
         type=Path,
         metavar="DIR",
-        help="photos to check as well; their best class must be the reference's",
-    )
-    parser.add_argument(
-        "--onnx",
-        type=Path,
-        metavar="FILE",
-        help="the model that the artifact was made from, where it is not found by itself",
-    )
-    parser.add_argument(
-        "--seed", type=_count, default=0, help="seed of the random inputs (default: 0)"
-    )
-    parser.add_argument(
-        "--inputs",
-        type=_count,
-        default=5,
-        metavar="N",
-        help="how many random inputs (default: 5)",
+        help="folder for that layer's model, inputs and records (default: ARTIFACT.bisect)",
     )
 
 
@@ -92,31 +173,60 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Check, mark the manifest, print one line an output and the verdict.
 
     Raises:
-        UsageError: the artifact, its model or a photo cannot be used.
-        VerbFailedError: parity failed; it carries the payload.
+        UsageError: the artifact, its model or an input cannot be used.
+        VerbFailedError: parity failed, or passed beside pictures that cannot be read; it carries
+            the payload.
     """
-    result = check_artifact(
-        args.artifact,
-        reference=args.reference,
-        onnx=args.onnx,
-        inputs=args.inputs,
-        images=find_images(args.images) if args.images else (),
-        tolerance=args.rtol,
-        top_k=args.top_k,
-        seed=args.seed,
-        warn=out.warn,
-    )
-    for case in result.cases:
-        for line in str(case.comparison).splitlines():
-            out.line(f"{case.name}: {line}")
-    for warning in result.warnings:
-        out.warn(warning)
-    payload = {"artifact": str(args.artifact), **result.as_dict()}
+    if args.artifact is not None:
+        if given := given_build_options(args):
+            raise UsageError(f"{', '.join(given)}: only with no ARTIFACT, to compile --onnx")
+        return _check(args, args.artifact, args.artifact.with_suffix(".bisect"), out)
+    if args.onnx is None:
+        raise UsageError("name an ARTIFACT, or a model with --onnx to compile it for just this")
+    with tempfile.TemporaryDirectory(prefix="mobilenet_tvm-") as folder:
+        artifact = build_alone(args, Path(folder), out)
+        return _check(args, artifact, args.onnx.with_suffix(".bisect"), out)
+
+
+def _check(args: argparse.Namespace, artifact: Path, folder: Path, out: Output) -> dict[str, Any]:
+    npz = find_npz(args.npz or ())
+    images = find_images(args.images) if args.images else ()
+    with photo_progress(out.console) as progress:
+        result = check_artifact(
+            artifact,
+            reference=args.reference or ("onnxruntime",),
+            onnx=args.onnx,
+            inputs=args.inputs,
+            kinds=args.kinds,
+            npz=npz,
+            images=images,
+            agreement=args.agreement or None,
+            jobs=args.jobs,
+            progress=progress,
+            tolerance=args.rtol,
+            top_k=args.top_k,
+            seed=args.seed,
+            warn=out.warn,
+        )
+    print_result(result, out)
+    payload = {"artifact": str(args.artifact or args.onnx), **result.as_dict()}
+    if args.bisect:
+        payload["bisect"] = bisect_result(
+            result,
+            artifact,
+            feed_again(
+                kinds=args.kinds, inputs=args.inputs, seed=args.seed, npz=npz, images=images
+            ),
+            out,
+            onnx=args.onnx,
+            tolerance=args.rtol,
+            folder=args.bisect_output or folder,
+        )
     if not result:
-        for failure in result.failures[1:]:  # the summary says the first
-            out.line(failure)
         raise VerbFailedError(result.summary(), payload)
     out.line(result.summary())
+    if result.photo_agreement.unreadable_count:
+        raise VerbFailedError(unreadable_message(result), payload, UsageError.exit_code)
     return payload
 
 
@@ -124,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; the exit status is 1 when parity fails."""
     return run_verb(
         "check",
-        "Check an artifact against its ONNX model, on random inputs and on photos, and mark "
+        "Check an artifact against its ONNX model, on made-up inputs, files and photos, and mark "
         "its manifest with the result.",
         add_arguments,
         run,

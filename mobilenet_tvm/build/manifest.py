@@ -14,7 +14,7 @@ import msgspec
 
 from mobilenet_tvm.errors import UsageError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,9 +78,9 @@ class ToolchainInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TuningInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Coverage of the build: ``tuned`` of the ``tasks`` of the plan had a measured record.
 
-    ``log_digest`` is ``sha256:<hex>`` of the records used, in the order applied; ``searchers``
-    are those that these records are of. ``layout_transforms`` counts the kernels of one
-    inference that change a layout.
+    ``records`` are the records used, TVM's own lines, in the order applied, and ``log_digest``
+    ``sha256:<hex>`` of them; ``searchers`` are those that these records are of.
+    ``layout_transforms`` counts the kernels of one inference that change a layout.
     """
 
     tasks: int
@@ -88,6 +88,28 @@ class TuningInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_digest: str | None = None
     searchers: tuple[str, ...] = ()
     layout_transforms: int = 0
+    records: tuple[str, ...] = ()
+
+
+class LayerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One kernel of the artifact, in the order in which they run.
+
+    ``kernel`` is its name in TVM's graph. ``tensors`` are the ONNX tensors that are computed in
+    it, the results of its fused layers; ``output`` is the one that leaves it, None where that
+    is not known, laid out as ``layout`` says (``NCHW16c``; empty where it is no activation).
+    ``task`` is the label of the layer that decides its schedule, ``template`` AutoTVM's template
+    for it. ``records`` are indices into ``TuningInfo.records``: none where the layer is
+    untuned, several where Ansor has a task for each epilogue of such a layer.
+    """
+
+    kernel: str
+    tensors: tuple[str, ...] = ()
+    output: str | None = None
+    layout: str = ""
+    task: str | None = None
+    searcher: str | None = None
+    template: str | None = None
+    records: tuple[int, ...] = ()
 
 
 class CandidateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,8 +129,22 @@ class CandidateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parity_passed: bool | None = None
 
 
+class NpzInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One ``.npz`` file of inputs: its name, and ``sha256:<hex>`` of its bytes."""
+
+    name: str
+    digest: str
+
+
 class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Result of the parity check: errors are relative to max |reference| of each output."""
+    """Result of the parity check: errors are relative to max |reference| of each output.
+
+    ``reference`` is the one that decided, ``references`` all that ran, each with its version.
+    ``inputs`` counts those made up, ``kinds`` says how many of each kind; with ``seed`` they are
+    made again. ``images`` counts the photos compared, ``near_ties`` those of another best class
+    within the tolerance, ``unreadable`` the pictures that could not be opened. ``worst`` names
+    the input of ``max_error``.
+    """
 
     passed: bool
     reference: str
@@ -118,6 +154,13 @@ class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: int
     top1_agreement: float | None = None
     top5_agreement: float | None = None
+    references: tuple[str, ...] = ()
+    kinds: dict[str, int] = {}
+    seed: int | None = None
+    npz: tuple[NpzInfo, ...] = ()
+    near_ties: int = 0
+    unreadable: int = 0
+    worst: str | None = None
 
 
 class LatencyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,6 +190,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parity: ParityInfo | None = None
     latency: tuple[LatencyInfo, ...] = ()
     decision: tuple[CandidateInfo, ...] = ()
+    layers: tuple[LayerInfo, ...] = ()
 
 
 def manifest_path(artifact: Path) -> Path:

@@ -6,23 +6,23 @@ import warnings
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import helper, inliner
+from onnx import defs, helper, inliner, version_converter
 
 from mobilenet_tvm.build.manifest import TensorSpec
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.frontend import convs, dense, shapes
+from mobilenet_tvm.frontend import convs, dense, plain, shapes
 from mobilenet_tvm.frontend.model import Model, opset
 from mobilenet_tvm.frontend.operators import reject_unsupported
 
 OLDEST_OPSET = 7  # where operators got their present broadcasting; 9 to 20 are tested
-NEWEST_OPSET = 20
+NEWEST_OPSET = 20  # newer ones are converted to it, as far as the pinned onnx knows them
 
 
 @dataclass(frozen=True)
 class CleanModel:
     """A model with static shapes that computes the same as ``original``.
 
-    ``proto`` is valid ONNX of the original's operator set.
+    ``proto`` is valid ONNX of the original's operator set, or of opset 20 if that was newer.
     """
 
     original: Model
@@ -37,7 +37,8 @@ def clean(
     """Fix shapes, fold constants and BatchNorm, make pads explicit, drop what does nothing.
 
     ``shape`` is the full shape of the only input, ``batch`` the size of a dynamic first
-    dimension (1 by default). Numbers change by the rounding of BatchNorm folding alone.
+    dimension (1 by default). Numbers change by rounding alone: of folded BatchNorm, of divisions
+    that became products, and of means that are summed in another order.
 
     Raises:
         UsageError: shapes cannot be fixed, or operators are not supported (all are named).
@@ -48,6 +49,7 @@ def clean(
     proto.ir_version = max(proto.ir_version, 4)  # before, weights had to be inputs as well
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
+    proto = _to_known_opset(proto, model.name)
     shapes.fix_input_shapes(proto, shape, batch)
     try:
         proto = _slim(shapes.infer_shapes(proto))
@@ -58,29 +60,49 @@ def clean(
     _reject_training(proto.graph)
     proto = shapes.infer_shapes(proto)
     convs.resolve_auto_pad(proto.graph)
-    convs.fold_batch_norm(proto.graph)
-    dense.dense_to_pointwise(proto.graph)
+    plain.means_to_global_pools(proto.graph)
+    plain.divisions_to_products(proto.graph)
     proto = shapes.infer_shapes(proto)
+    dense.dense_to_pointwise(proto.graph)
+    convs.fold_batch_norm(proto.graph)
+    proto = shapes.infer_shapes(proto)
+    reason = shapes.why_dynamic(proto.graph)
     return CleanModel(
         original=model,
         proto=proto,
-        inputs=shapes.tensor_specs(proto.graph.input, "input"),
-        outputs=shapes.tensor_specs(proto.graph.output, "output"),
+        inputs=shapes.tensor_specs(proto.graph.input, "input", reason),
+        outputs=shapes.tensor_specs(proto.graph.output, "output", reason),
     )
 
 
 def _check_opset(model: Model) -> None:
-    version = opset(model.proto)
-    if version > NEWEST_OPSET:
+    version, newest = opset(model.proto), defs.onnx_opset_version()
+    if version > newest:
         raise UsageError(
-            f"{model.name} has opset {version}, which is newer than supported: export it with "
-            f"opset {NEWEST_OPSET} or older"
+            f"{model.name} has opset {version}, which is newer than supported ({newest}): export "
+            f"it with opset {NEWEST_OPSET} or older"
         )
     if version < OLDEST_OPSET:
         raise UsageError(
             f"{model.name} has opset {version}, which is older than supported: export it with "
             f"an opset of 9 to {NEWEST_OPSET}"
         )
+
+
+def _to_known_opset(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """``proto`` at opset 20, if it was newer: most operators only learnt more data types since."""
+    version = opset(proto)
+    if version <= NEWEST_OPSET:
+        return proto
+    reject_unsupported(proto)  # the better message for operators that only newer sets have
+    try:
+        return version_converter.convert_version(proto, NEWEST_OPSET)
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise UsageError(
+            f"{name} has opset {version} and cannot be converted to {NEWEST_OPSET} ({line}): "
+            f"export it with opset {NEWEST_OPSET} or older"
+        ) from None
 
 
 def _slim(proto: onnx.ModelProto) -> onnx.ModelProto:

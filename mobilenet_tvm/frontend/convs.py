@@ -8,6 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.frontend.graph import drop_unused_initializers, tensors_read
 from mobilenet_tvm.frontend.shapes import known_shapes
 
 _PADDED = ("Conv", "MaxPool", "AveragePool", "LpPool")
@@ -64,7 +65,9 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
     constants = {t.name: t for t in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     uses: dict[str, int] = {}
-    for name in [n for node in graph.node for n in _reads(node)] + [o.name for o in graph.output]:
+    for name in [n for node in graph.node for n in tensors_read(node)] + [
+        o.name for o in graph.output
+    ]:
         uses[name] = uses.get(name, 0) + 1
 
     kept = []
@@ -98,14 +101,6 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
     drop_unused_initializers(graph)
 
 
-def drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    """Remove weights that nothing reads."""
-    used = {name for node in graph.node for name in _reads(node)} | {o.name for o in graph.output}
-    kept = [t for t in graph.initializer if t.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
 def _folded(
     conv: onnx.NodeProto, norm: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
 ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]] | None:
@@ -127,16 +122,6 @@ def _folded(
     new_weight = weight.astype(np.float64) * scale.reshape(-1, *[1] * (weight.ndim - 1))
     new_bias = (bias - mean) * scale + beta
     return new_weight.astype(weight.dtype), new_bias.astype(weight.dtype)
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """Tensors that a node reads, in its subgraphs too."""
-    names = list(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names += [name for inner in graph.node for name in _reads(inner)]
-            names += [o.name for o in graph.output]
-    return names
 
 
 def _drop_attribute(node: onnx.NodeProto, name: str) -> None:

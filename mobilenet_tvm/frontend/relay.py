@@ -17,6 +17,7 @@ from mobilenet_tvm.frontend.clean import CleanModel
 from mobilenet_tvm.frontend.operators import for_importer
 
 if TYPE_CHECKING:
+    import onnx
     import tvm
 
 
@@ -37,7 +38,8 @@ def to_relay(clean: CleanModel) -> RelayModel:
     """Import a clean model.
 
     The module has no ``nn.pad`` before a convolution that can pad by itself, no
-    ``nn.batch_norm``, no dropout, and static types throughout.
+    ``nn.batch_norm``, no dropout, and static types throughout. The span of each call names the
+    (first) tensor that its ONNX node makes.
 
     Raises:
         UsageError: Relay cannot import it; the first line of the real reason.
@@ -61,7 +63,7 @@ def to_relay(clean: CleanModel) -> RelayModel:
     with _quiet() as said:
         try:
             module, params = relay.frontend.from_onnx(
-                for_importer(clean.proto),
+                _named_by_output(for_importer(clean.proto)),
                 {spec.name: spec.shape for spec in clean.inputs},
                 freeze_params=True,
             )
@@ -76,6 +78,14 @@ def to_relay(clean: CleanModel) -> RelayModel:
     specs = {spec.name: spec for spec in clean.inputs}
     names = [var.name_hint for var in module["main"].params if var.name_hint in specs]
     return RelayModel(module, dict(params), tuple(specs[n] for n in names), clean.outputs)
+
+
+def _named_by_output(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Every node called by the tensor it makes: the importer makes a node's name the span of its
+    calls. Names may be missing or double, tensors not."""
+    for node in proto.graph.node:
+        node.name = next(name for name in node.output if name)
+    return proto
 
 
 def _check_static(main: Any, name: str) -> None:

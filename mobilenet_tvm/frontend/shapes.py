@@ -10,6 +10,8 @@ from onnx import helper, shape_inference
 from mobilenet_tvm.build.manifest import TensorSpec
 from mobilenet_tvm.errors import UsageError
 
+_DATA_DEPENDENT = {"NonMaxSuppression", "NonZero", "Unique", "Compress"}
+
 
 def fix_input_shapes(
     proto: onnx.ModelProto, shape: tuple[int, ...] | None, batch: int | None
@@ -78,8 +80,18 @@ def known_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def tensor_specs(values: Iterable[onnx.ValueInfoProto], what: str) -> tuple[TensorSpec, ...]:
+def why_dynamic(graph: onnx.GraphProto) -> str:
+    """Names of operators whose outputs are as long as the data has it, or ""."""
+    found = sorted({node.op_type for node in graph.node} & _DATA_DEPENDENT)
+    return f" ({', '.join(found)})" if found else ""
+
+
+def tensor_specs(
+    values: Iterable[onnx.ValueInfoProto], what: str, reason: str = ""
+) -> tuple[TensorSpec, ...]:
     """Names, shapes and dtypes of inputs or outputs (``what`` says which).
+
+    ``reason`` follows "it depends on the data" in the error.
 
     Raises:
         UsageError: one of them has no static shape.
@@ -92,7 +104,7 @@ def tensor_specs(values: Iterable[onnx.ValueInfoProto], what: str) -> tuple[Tens
         if len(sizes) != len(dims):
             raise UsageError(
                 f"the shape of {what} {value.name!r} cannot be fixed (found {_text(dims)}): it "
-                "depends on the data; export the model without its post-processing"
+                f"depends on the data{reason}; export the model without its post-processing"
             )
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         specs.append(TensorSpec(value.name, sizes, str(dtype)))

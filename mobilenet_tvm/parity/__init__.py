@@ -5,8 +5,11 @@ inputs, ``check_artifact`` does so for an artifact on disk and marks its manifes
 """
 
 from mobilenet_tvm.parity.artifact import check_artifact
+from mobilenet_tvm.parity.case import Case
 from mobilenet_tvm.parity.comparison import Comparison, OutputComparison, compare
-from mobilenet_tvm.parity.gate import Case, ParityResult, check
+from mobilenet_tvm.parity.gate import check
+from mobilenet_tvm.parity.kinds import DEFAULT_KINDS, FAMILIES, KINDS
+from mobilenet_tvm.parity.photos import PhotoAgreement
 from mobilenet_tvm.parity.references import (
     RUNNERS,
     Reference,
@@ -14,16 +17,23 @@ from mobilenet_tvm.parity.references import (
     onnxruntime_runner,
     reference_onnx,
 )
+from mobilenet_tvm.parity.result import ParityResult
+from mobilenet_tvm.parity.standing import Standing
 from mobilenet_tvm.parity.tolerances import TOLERANCES, tolerance_for
 
 __all__ = [
+    "DEFAULT_KINDS",
+    "FAMILIES",
+    "KINDS",
     "RUNNERS",
     "TOLERANCES",
     "Case",
     "Comparison",
     "OutputComparison",
     "ParityResult",
+    "PhotoAgreement",
     "Reference",
+    "Standing",
     "check",
     "check_artifact",
     "compare",

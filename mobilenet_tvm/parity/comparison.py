@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilenet_tvm.parity.scores import as_scores, best, is_distribution, softmax
-from mobilenet_tvm.parity.tolerances import TOLERANCES
+from mobilenet_tvm.parity.agreement import Agreement, Disagreement, agree
+from mobilenet_tvm.parity.tolerances import TOLERANCES, tolerance_for
 
 Array = NDArray[Any]
 
@@ -26,23 +26,6 @@ class NonFinite:
 
     nan: int = 0
     inf: int = 0
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement of class scores ``[N, C]``, each a share of 0 to 1.
-
-    ``top1`` is the share of rows whose best class is the same (any of them where the reference
-    has several equal ones); ``top_k`` the share of the reference's ``k`` best classes found
-    among the actual ``k`` best, None where there are no more than ``k`` classes.
-    ``probability_error`` is the max |error| of the softmax, of the scores themselves where they
-    are probabilities already.
-    """
-
-    top1: float
-    top_k: float | None
-    k: int
-    probability_error: float
 
 
 @dataclass(frozen=True)
@@ -78,6 +61,21 @@ class OutputComparison:
         """The smallest tolerance that passes; infinite when none does."""
         return self.error
 
+    @property
+    def disagreement(self) -> Disagreement | None:
+        """Another best class than the reference's."""
+        return None if self.agreement is None else self.agreement.disagreement
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether the best class differs, and the reference is as good as undecided.
+
+        Two classes nearer than twice the dtype's tolerance may change places in two results
+        that each are within it. A wider ``tolerance`` asked for excuses no more than that.
+        """
+        window = 2 * min(self.tolerance, tolerance_for([self.dtype]))
+        return self.disagreement is not None and self.disagreement.margin <= window
+
     def __str__(self) -> str:
         start = f"{'ok  ' if self else 'FAIL'} {self.name}"
         if self.problem is not None:
@@ -96,6 +94,31 @@ class OutputComparison:
         if not self:
             line += f"; would pass at {self.would_pass_at:.1e}"
         return f"{line} [{self.warning}]" if self.warning else line
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a number that is NaN or infinite is None."""
+        agreement = self.agreement
+        return {
+            "output": self.name,
+            "passed": bool(self),
+            "problem": self.problem,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "error": _number(self.error),
+            "absolute_error": _number(self.absolute_error),
+            "relative_error": _number(self.relative_error),
+            "scale": _number(self.scale),
+            "cosine": _number(self.cosine),
+            "nan": self.actual_non_finite.nan,
+            "inf": self.actual_non_finite.inf,
+            "reference_nan": self.reference_non_finite.nan,
+            "reference_inf": self.reference_non_finite.inf,
+            "probability_error": agreement and agreement.probability_error,
+            "top1_agreement": agreement and agreement.top1,
+            "top_k_agreement": agreement and agreement.top_k,
+            "k": agreement and agreement.k,
+            "near_tie": self.near_tie,
+        }
 
 
 @dataclass(frozen=True)
@@ -132,7 +155,8 @@ def compare(
 
     An output passes when max |error| <= ``tolerance`` * max |reference|. A missing or extra
     output, another shape or dtype, and a NaN or infinity that the reference has not in the
-    same place fail at any tolerance.
+    same place fail at any tolerance. Where the whole reference is subnormal, subnormal numbers
+    and zero are equal: a CPU may flush them.
     """
     outputs = [
         _compare_output(name, actual[name], expected, tolerance, top_k)
@@ -162,7 +186,8 @@ def _compare_output(
     a, r = actual.astype(np.float64), reference.astype(np.float64)
     finite = np.isfinite(a) & np.isfinite(r)
     in_place = np.array_equal(a[~finite], r[~finite], equal_nan=True)
-    scale, absolute, error, relative, cosine = _errors(a[finite], r[finite])
+    smallest = float(np.finfo(reference.dtype).tiny) if reference.dtype.kind == "f" else 0.0
+    scale, absolute, error, relative, cosine = _errors(a[finite], r[finite], smallest)
     a_count, r_count = _non_finite(a), _non_finite(r)
     misplaced = (
         f"{a_count.nan} NaN and {a_count.inf} Inf of {a.size} elements, the reference has "
@@ -180,18 +205,25 @@ def _compare_output(
         cosine=cosine,
         actual_non_finite=a_count,
         reference_non_finite=r_count,
-        agreement=_agreement(a, r, top_k) if finite.all() else None,
+        agreement=agree(a, r, top_k) if finite.all() else None,
         problem=None if in_place else misplaced,
-        warning=_says_nothing(r[np.isfinite(r)], reference.size, tolerance),
+        warning=_says_nothing(r[np.isfinite(r)], reference.size, tolerance, smallest),
     )
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _non_finite(values: Array) -> NonFinite:
     return NonFinite(int(np.isnan(values).sum()), int(np.isinf(values).sum()))
 
 
-def _errors(a: Array, r: Array) -> tuple[float, float, float, float, float]:
-    """Scale, max absolute error, error of the scale, max relative error and cosine."""
+def _errors(a: Array, r: Array, smallest: float) -> tuple[float, float, float, float, float]:
+    """Scale, max absolute error, error of the scale, max relative error and cosine.
+
+    ``smallest`` is the smallest normal number of the dtype.
+    """
     if a.size == 0:
         return 0.0, 0.0, 0.0, 0.0, 1.0
     difference = np.abs(a - r)
@@ -201,32 +233,14 @@ def _errors(a: Array, r: Array) -> tuple[float, float, float, float, float]:
     with np.errstate(divide="ignore", over="ignore"):
         relative = float((difference[wrong] / np.abs(r[wrong])).max(initial=0.0))
         error = float(np.divide(absolute, scale)) if absolute else 0.0
+    if scale < smallest and absolute < smallest:
+        error = 0.0
     norms = float(np.linalg.norm(a) * np.linalg.norm(r))
     cosine = float(np.vdot(a, r)) / norms if norms else float(absolute == 0)
     return scale, absolute, error, relative, cosine
 
 
-def _agreement(a: Array, r: Array, k: int) -> Agreement | None:
-    actual, reference = as_scores(a), as_scores(r)
-    if actual is None or reference is None:
-        return None
-    first = best(actual, 1)
-    top1 = np.take_along_axis(reference, first, axis=1)[:, 0] == reference.max(axis=1)
-    share = None
-    if reference.shape[1] > k:
-        rows = zip(best(actual, k), best(reference, k), strict=True)
-        share = float(np.mean([len(np.intersect1d(mine, theirs)) / k for mine, theirs in rows]))
-    if not is_distribution(reference):
-        actual, reference = softmax(actual), softmax(reference)
-    return Agreement(
-        top1=float(top1.mean()),
-        top_k=share,
-        k=k,
-        probability_error=float(np.abs(actual - reference).max()),
-    )
-
-
-def _says_nothing(finite: Array, size: int, tolerance: float) -> str | None:
+def _says_nothing(finite: Array, size: int, tolerance: float, smallest: float) -> str | None:
     """Why agreement with this reference would prove nothing, or None."""
     if finite.size == 0:
         return "says nothing: the reference has no finite element"
@@ -234,6 +248,8 @@ def _says_nothing(finite: Array, size: int, tolerance: float) -> str | None:
     scale = max(abs(low), abs(high))
     if scale == 0:
         return "says nothing: the reference is all zero"
+    if scale < smallest:
+        return "says nothing: the reference is all subnormal numbers, which a CPU may flush to zero"
     # Then the mean of the two passes everywhere, whatever the network computes.
     if size > 1 and high - low <= 2 * tolerance * scale:
         return "says nothing: the reference is one constant, which passes by itself"

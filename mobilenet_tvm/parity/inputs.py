@@ -1,85 +1,60 @@
-"""What a parity check feeds to both sides: seeded random inputs and photos."""
+"""Photos as inputs of a parity check; what is made up is in ``kinds``, files are in ``npz``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mobilenet_tvm.build.manifest import Manifest, TensorSpec
+from mobilenet_tvm.build.manifest import Manifest, Preprocessing, TensorSpec
 from mobilenet_tvm.errors import UsageError
-
-Feed = dict[str, NDArray[Any]]
+from mobilenet_tvm.parity.kinds import Feed
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# In this order, then uniform and normal in turn.
-_KINDS = ("uniform", "normal", "zeros", "large")
 
-# A photo that was never scaled to [-1, 1]: it drives most ReLU6 into saturation.
-_LARGE = 255.0
+def photo_input(manifest: Manifest) -> tuple[TensorSpec, Preprocessing]:
+    """The one input that a photo goes to, and how.
 
-
-def random_feeds(specs: Sequence[TensorSpec], count: int, seed: int) -> Iterator[tuple[str, Feed]]:
-    """``count`` named feeds: uniform in [-1, 1], normal, all zeros, uniform in [-255, 255], ...
-
-    Feed ``i`` depends on ``seed`` and ``i`` alone, so a failing one is found again by number.
+    Raises:
+        UsageError: the model takes no photos, or the manifest does not say how.
     """
-    for index in range(count):
-        kind = _KINDS[index] if index < len(_KINDS) else _KINDS[index % 2]
-        rng = np.random.default_rng((seed, index))
-        yield (
-            f"random {index} ({kind})",
-            {spec.name: _random(rng, kind, spec.shape, np.dtype(spec.dtype)) for spec in specs},
+    preprocessing = manifest.preprocessing
+    if preprocessing is None or len(manifest.inputs) != 1:
+        raise UsageError(
+            f"{manifest.name} does not take photos: its manifest has no preprocessing for "
+            f"{', '.join(spec.name for spec in manifest.inputs)}"
         )
-
-
-def _random(
-    rng: np.random.Generator, kind: str, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    if kind == "zeros":
-        return np.zeros(shape, dtype)
-    if dtype.kind == "b":
-        return rng.integers(0, 2, shape).astype(dtype)
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
-    if kind == "normal":
-        return rng.normal(size=shape).astype(dtype)
-    limit = _LARGE if kind == "large" else 1.0
-    return rng.uniform(-limit, limit, shape).astype(dtype)
+    (spec,) = manifest.inputs
+    made = (*spec.shape[:1], 3, preprocessing.height, preprocessing.width)
+    if made != spec.shape or not spec.dtype.startswith("float"):
+        raise UsageError(
+            f"{manifest.name} does not take photos: {spec.name} is {list(spec.shape)} "
+            f"{spec.dtype}, its preprocessing makes {list(made)} float"
+        )
+    return spec, preprocessing
 
 
 def photo_feed(path: Path, manifest: Manifest) -> Feed:
     """The photo at ``path`` as the model's input, repeated to fill the batch.
 
     Raises:
-        UsageError: the file is no picture, or the manifest does not say how a photo becomes
-            the input.
+        UsageError: the file is no picture, or the model takes no photos.
     """
     from mobilenet_tvm.frontend import load_image
 
-    if manifest.preprocessing is None or len(manifest.inputs) != 1:
-        raise UsageError(
-            f"{manifest.name} does not take photos: its manifest has no preprocessing for "
-            f"{', '.join(spec.name for spec in manifest.inputs)}"
-        )
-    (spec,) = manifest.inputs
-    photo = load_image(path, manifest.preprocessing)  # [1, 3, H, W] float32
-    batch = np.repeat(photo, spec.shape[0], axis=0)
-    if batch.shape != spec.shape or not spec.dtype.startswith("float"):
-        raise UsageError(
-            f"{manifest.name} does not take photos: {spec.name} is {list(spec.shape)} "
-            f"{spec.dtype}, its preprocessing makes {list(batch.shape)} float"
-        )
-    return {spec.name: batch.astype(spec.dtype)}
+    spec, preprocessing = photo_input(manifest)
+    photo = load_image(path, preprocessing)  # [1, 3, H, W] float32
+    return {spec.name: np.repeat(photo, spec.shape[0], axis=0).astype(spec.dtype)}
 
 
 def find_images(folder: Path) -> tuple[Path, ...]:
-    """The pictures of a folder, by name, not of folders in it; a single file is taken as it is.
+    """The pictures of a folder and of all folders in it; a single file is taken as it is.
+
+    Sorted by path. What is hidden (its name begins with a dot) is left out: thumbnails, and
+    the ``._x.jpg`` that macOS leaves beside a picture.
 
     Raises:
         UsageError: there is no such folder, or no picture in it.
@@ -88,10 +63,32 @@ def find_images(folder: Path) -> tuple[Path, ...]:
         return (folder,)
     if not folder.is_dir():
         raise UsageError(f"no folder of photos at {folder}")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    # Class folders are often links to where a data set lies; one that leads back is not followed.
+    for where, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(where)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.join(where, name)
+            for name in files
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
     if not found:
         raise UsageError(f"no photos in {folder}: it has no {', '.join(IMAGE_SUFFIXES)} file")
-    return tuple(found)
+    return tuple(map(Path, sorted(found)))
+
+
+def photo_names(images: Sequence[Path]) -> tuple[str, ...]:
+    """A name for each picture: its path below the folder that all are in."""
+    if not images:
+        return ()
+    common = Path(os.path.commonpath([path.parent for path in images]))
+    return tuple(str(path.relative_to(common)) for path in images)
 
 
 def shapes_of(manifest: Manifest) -> Mapping[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mobilenet_tvm.build.manifest import Manifest, sha256_bytes
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity.inputs import Feed
+from mobilenet_tvm.parity.kinds import Feed
 
 Outputs = dict[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,6 +24,11 @@ class Reference:
 
     name: str
     run: Callable[[Feed], Outputs]
+
+    @property
+    def short(self) -> str:
+        """The name without the version."""
+        return self.name.split(maxsplit=1)[0]
 
     def __call__(self, feed: Feed) -> Outputs:
         """The model's outputs for one set of inputs."""
@@ -88,7 +93,7 @@ def onnxruntime_runner(onnx_bytes: bytes, shapes: Shapes) -> Reference:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    model = _with_shapes(onnx_bytes, shapes)
+    model = with_shapes(onnx_bytes, shapes)
     title = f"onnxruntime {onnxruntime.__version__}"
     session = _call(
         title,
@@ -122,7 +127,7 @@ def onnx_runner(onnx_bytes: bytes, shapes: Shapes) -> Reference:
 
     from mobilenet_tvm.parity.evaluator import OPERATORS, to_float64
 
-    model = _with_shapes(onnx_bytes, shapes)
+    model = with_shapes(onnx_bytes, shapes)
     declared = {
         output.name: onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
         for output in model.graph.output
@@ -166,7 +171,7 @@ def _call(title: str, function: Callable[[], Any]) -> Any:
         ) from None
 
 
-def _with_shapes(onnx_bytes: bytes, shapes: Shapes) -> Any:
+def with_shapes(onnx_bytes: bytes, shapes: Shapes) -> Any:
     """The ``onnx.ModelProto`` with its inputs' shapes fixed.
 
     Inner and output shapes that were stored for another batch are left: both references infer

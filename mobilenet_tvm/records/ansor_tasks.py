@@ -7,6 +7,7 @@ the two searchers' records of one layer can be set against each other.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,56 @@ def extract_ansor_tasks(module: Any, preset: Preset, *, threads: int = 1) -> tup
         max_vthread_extent=0,
         warp_size=0,
     )
-    handles, weights = auto_scheduler.extract_tasks(
-        to_nhwc(module)["main"],
-        {},
-        tvm.target.Target(preset.target),
-        hardware_params=hardware,
-    )
+    target = tvm.target.Target(preset.target)
+    rewrite = auto_scheduler.LayoutRewriteOption.get_target_default(target, True)
     return tuple(
-        _task(handle, int(weight)) for handle, weight in zip(handles, weights, strict=True)
+        _task(
+            auto_scheduler.SearchTask(
+                workload_key=key,
+                target=target,
+                hardware_params=hardware,
+                layout_rewrite_option=rewrite,
+                desc=",".join(names),
+            ),
+            weight,
+        )
+        for key, (weight, names) in _workloads(to_nhwc(module), target).items()
     )
+
+
+def _workloads(module: Any, target: Any) -> dict[str, tuple[int, list[str]]]:
+    """How often each workload occurs, and its functions' names, by key.
+
+    As ``auto_scheduler.extract_tasks`` finds them, with the passes off that are off in a build:
+    a key is of the fused function to the last operator.
+    """
+    from tvm import autotvm, relay, transform
+    from tvm.auto_scheduler import DispatchContext
+    from tvm.auto_scheduler.relay_integration import TracingEnvironment, TracingMode
+
+    def lower() -> None:
+        options = {"relay.backend.use_auto_scheduler": True}
+        # Weights keep their layout until a schedule is known.
+        disabled = [*toolchain.DISABLED_PASSES, "AutoSchedulerLayoutRewrite"]
+        with transform.PassContext(opt_level=3, config=options, disabled_pass=disabled):
+            relay.vm.VMCompiler().lower(module, target)
+
+    context = DispatchContext.current
+    verbose, context.verbose = context.verbose, 0
+    silent, autotvm.GLOBAL_SCOPE.silent = autotvm.GLOBAL_SCOPE.silent, True
+    try:
+        # A thread of its own: TVM's contexts of this one must not mix in.
+        with (
+            TracingEnvironment(TracingMode.EXTRACT_COMPLEX_TASK_ONLY) as found,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            pool.submit(lower).result()
+    finally:
+        context.verbose, autotvm.GLOBAL_SCOPE.silent = verbose, silent
+    return {
+        str(key): (int(weight), list(names))
+        for key, (weight, names) in found.wkl_key_to_weight.items()
+    }
 
 
 def _task(handle: Any, weight: int) -> Task:

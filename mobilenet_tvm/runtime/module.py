@@ -22,6 +22,10 @@ Array = npt.NDArray[Any]
 _ELF_MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "armv7l"}
 
 
+class ForeignArtifactError(UsageError):
+    """The artifact is sound, and made for another machine than this."""
+
+
 class Module:
     """A compiled model. Made by ``load``."""
 
@@ -50,32 +54,44 @@ class Module:
 
     def set_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Check and copy the inputs without running. See ``run``."""
-        known = [spec.name for spec in self.manifest.inputs]
-        unknown = [str(name) for name in inputs if name not in known]
-        if unknown:
-            raise UsageError(
-                f"no input is called {', '.join(unknown)}: the inputs are {', '.join(known)}"
-            )
-        for spec in self.manifest.inputs:
-            if spec.name not in inputs:
-                raise UsageError(f"input {spec.name} {list(spec.shape)} {spec.dtype} is missing")
-            array = np.asarray(inputs[spec.name])
-            if array.shape != spec.shape:
-                raise UsageError(
-                    f"input {spec.name} has shape {list(array.shape)}, the artifact was compiled "
-                    f"for {list(spec.shape)}"
-                )
-            if array.dtype != np.dtype(spec.dtype):
-                raise UsageError(
-                    f"input {spec.name} is {array.dtype}, the artifact takes {spec.dtype}: "
-                    f"convert it with .astype('{spec.dtype}')"
-                )
-            self._executor.set_input(spec.name, np.asarray(array, order="C"))
+        for name, array in check_inputs(self.manifest, inputs).items():
+            self._executor.set_input(name, array)
 
     def timer(self) -> Callable[[], None]:
         """A function that runs one inference with the inputs last set, copying nothing."""
         run: Callable[[], None] = self._executor.run
         return run
+
+
+def check_inputs(manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """``inputs`` as contiguous arrays, after comparing them with the manifest.
+
+    Raises:
+        UsageError: an input is missing, unknown, or of the wrong shape or dtype.
+    """
+    known = [spec.name for spec in manifest.inputs]
+    unknown = [str(name) for name in inputs if name not in known]
+    if unknown:
+        raise UsageError(
+            f"no input is called {', '.join(unknown)}: the inputs are {', '.join(known)}"
+        )
+    arrays = {}
+    for spec in manifest.inputs:
+        if spec.name not in inputs:
+            raise UsageError(f"input {spec.name} {list(spec.shape)} {spec.dtype} is missing")
+        array = np.asarray(inputs[spec.name])
+        if array.shape != spec.shape:
+            raise UsageError(
+                f"input {spec.name} has shape {list(array.shape)}, the artifact was compiled "
+                f"for {list(spec.shape)}"
+            )
+        if array.dtype != np.dtype(spec.dtype):
+            raise UsageError(
+                f"input {spec.name} is {array.dtype}, the artifact takes {spec.dtype}: "
+                f"convert it with .astype('{spec.dtype}')"
+            )
+        arrays[spec.name] = np.asarray(array, order="C")
+    return arrays
 
 
 def load(path: str | Path, *, threads: int | None = None, require_checked: bool = False) -> Module:
@@ -92,6 +108,37 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
         CheckFailedError: ``require_checked``, and parity was not checked or did not pass.
     """
     path = Path(path)
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}: it must be 1 or more")
+    library, manifest = open_library(path, require_checked=require_checked)
+    import tvm
+    from tvm.contrib import graph_executor
+
+    if threads is not None:
+        _set_threads(threads)
+    return Module(graph_executor.GraphModule(library["default"](tvm.cpu(0))), manifest)
+
+
+def open_library(path: Path, *, require_checked: bool = False) -> tuple[Any, Manifest]:
+    """The artifact's TVM module and its manifest, after ``load``'s checks. Raises as it does."""
+    manifest = verify_file(path)
+    verify_machine(path, manifest)
+    if require_checked:
+        verify_checked(path, manifest)
+
+    toolchain.activate()
+    import tvm
+
+    return tvm.runtime.load_module(str(path.resolve())), manifest
+
+
+def verify_file(path: Path) -> Manifest:
+    """The manifest of the artifact at ``path``, whose digest fits the file.
+
+    Raises:
+        UsageError: the ``.so`` or its manifest is missing, damaged or of another format, or the
+            ``.so`` is not the one that the manifest describes.
+    """
     manifest = read_manifest(path)
     found = sha256_file(path)
     if found != manifest.so_sha256:
@@ -99,34 +146,41 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
             f"{path} is not the file its manifest describes (digest {found[:19]}..., expected "
             f"{manifest.so_sha256[:19]}...): copy both files again, or compile again"
         )
+    return manifest
+
+
+def verify_machine(path: Path, manifest: Manifest) -> None:
+    """Refuse an artifact that this machine cannot run.
+
+    Raises:
+        ForeignArtifactError: it is for another architecture, or for a CPU with more features.
+        UsageError: the file is no shared library.
+    """
     machine = _elf_machine(path)
     if machine == platform.machine():
         machine = manifest.target.arch
     if machine != platform.machine():
-        raise UsageError(
+        raise ForeignArtifactError(
             f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
             f"{platform.machine()}: compile it with a --target for this machine"
         )
     missing = missing_features(manifest.target.cpu_features)
     if missing:
-        raise UsageError(
+        raise ForeignArtifactError(
             f"{path} needs CPU features that this machine lacks: {', '.join(missing)} (preset "
             f"{manifest.target.preset}): compile it with --target x86 on this machine"
         )
-    if require_checked and (manifest.parity is None or not manifest.parity.passed):
+
+
+def verify_checked(path: Path, manifest: Manifest) -> None:
+    """Refuse an artifact that never passed a parity check.
+
+    Raises:
+        CheckFailedError: parity was not checked, or did not pass.
+    """
+    if manifest.parity is None or not manifest.parity.passed:
         state = "was never checked" if manifest.parity is None else "failed its parity check"
         raise CheckFailedError(f"{path} {state}: run python -m mobilenet_tvm.check {path}")
-
-    toolchain.activate()
-    import tvm
-    from tvm.contrib import graph_executor
-
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads is {threads}: it must be 1 or more")
-        _set_threads(threads)
-    library = tvm.runtime.load_module(str(path.resolve()))
-    return Module(graph_executor.GraphModule(library["default"](tvm.cpu(0))), manifest)
 
 
 def _set_threads(threads: int) -> None:

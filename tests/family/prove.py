@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -22,9 +23,11 @@ from onnx import numpy_helper
 import mobilenet_tvm
 from mobilenet_tvm import frontend, targets, toolchain, zoo
 from mobilenet_tvm.build import compile_model
-from mobilenet_tvm.build.manifest import Manifest, ModelInfo, sha256_bytes
+from mobilenet_tvm.build.manifest import Manifest, ModelInfo, sha256_bytes, write_manifest
 from mobilenet_tvm.parity import ParityResult, check
+from mobilenet_tvm.parity.bisect import bisect
 from mobilenet_tvm.parity.inputs import shapes_of
+from mobilenet_tvm.parity.kinds import generate
 from mobilenet_tvm.parity.references import onnxruntime_runner
 from mobilenet_tvm.records import Record, Task, choose_records, extract_tasks, parse_line
 from mobilenet_tvm.search import AutoTvmSearcher, Trial
@@ -109,6 +112,25 @@ def broken(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
         yield node.name, changed
 
 
+def bisected(path: Path, manifest: Manifest, model: onnx.ModelProto) -> dict[str, Any]:
+    """What a bisection finds, if the artifact says that it was made from ``model``."""
+    data = model.SerializeToString()
+    file = path.with_suffix(".onnx")
+    file.write_bytes(data)
+    info = ModelInfo(manifest.name, sha256_bytes(data), path=str(file))
+    write_manifest(path, msgspec.structs.replace(manifest, model=info))
+    _, _, feed = next(generate(manifest.inputs, ("normal",), 1, seed=0))
+    found = bisect(path, feed, tolerance=TOLERANCE)
+    file.unlink()
+    return {
+        "culprit": found.culprit and found.culprit.nodes,
+        "summary": found.summary(),
+        "compared": len(found.layers),
+        "kernels": len(manifest.layers),
+        "largest": max(layer.after for layer in found.layers),
+    }
+
+
 def prove(name: str, options: dict[str, Any], folder: Path) -> dict[str, Any]:
     started_s = time.process_time()
     cpu_s: dict[str, float] = {}
@@ -144,13 +166,17 @@ def prove(name: str, options: dict[str, Any], folder: Path) -> dict[str, Any]:
         )
         module = mobilenet_tvm.load(path)
         result = check(module.run, manifest, reference, tolerance=TOLERANCE)
-        path.unlink()  # VGG-16's four are 600 MB
         told = {
             **as_dict(result),
             "tuned": manifest.tuning.tuned,
             "log_digest": manifest.tuning.log_digest,
             "so_sha256": manifest.so_sha256,
         }
+        if seed is None:
+            told["bisected"] = bisected(path, manifest, model)
+            layer, other = list(broken(model))[1]
+            told["broken"] = {"layer": layer, **bisected(path, manifest, other)}
+        path.unlink()  # VGG-16's four are 600 MB
         return told, manifest, module
 
     untuned, manifest, module = build_and_check(None)

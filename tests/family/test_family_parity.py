@@ -49,3 +49,17 @@ def test_one_broken_weight_is_noticed(case: Any, proofs: Any) -> None:
     for layer, told in planted.items():
         assert not told["passed"], layer
         assert "is off by" in told["summary"]
+
+
+def test_every_kernel_is_known_and_right(case: Any, proofs: Any) -> None:
+    """Each kernel's result is an ONNX tensor, and the one that the manifest says."""
+    found = proofs[case]["untuned"]["bisected"]
+    assert found["culprit"] is None, found["summary"]
+    assert found["compared"] == found["kernels"]
+    assert found["largest"] <= TOLERANCE
+
+
+def test_a_broken_layer_is_the_one_that_bisection_names(case: Any, proofs: Any) -> None:
+    found = proofs[case]["untuned"]["broken"]
+    assert found["culprit"] is not None, found["summary"]
+    assert any(node.endswith(f" {found['layer']}") for node in found["culprit"])

@@ -273,7 +273,7 @@ def test_model_local_functions_are_inlined(net, reference):
 
 def test_data_dependent_output_is_refused(net):
     built = net(13)
-    with pytest.raises(UsageError, match=r"'nonzero_0' cannot be fixed"):
+    with pytest.raises(UsageError, match=r"'nonzero_0' cannot be fixed.*\(NonZero\)"):
         cleaned(built.model(built.node("NonZero", "input")))
 
 
@@ -286,7 +286,7 @@ def test_weights_as_constant_nodes(net, reference):
     assert_same(reference, model, photo((1, 3, 17, 18)))
 
 
-@pytest.mark.parametrize(("opset", "words"), [(21, "newer than supported"), (6, "older")])
+@pytest.mark.parametrize(("opset", "words"), [(99, "newer than supported"), (6, "older")])
 def test_opset_out_of_range(mobile_net, opset, words):
     proto = mobile_net(13)
     proto.opset_import[0].version = opset

@@ -14,10 +14,17 @@ from mobilenet_tvm.build.manifest import (
     TensorSpec,
     manifest_path,
     read_manifest,
+    sha256_file,
     write_manifest,
 )
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity import ParityResult, check, onnx_runner, onnxruntime_runner
+from mobilenet_tvm.parity import (
+    ParityResult,
+    Reference,
+    check,
+    onnx_runner,
+    onnxruntime_runner,
+)
 
 SHAPES = {"input": (1, 3, 32, 32)}
 
@@ -61,6 +68,10 @@ def test_the_same_network_passes(reference, tiny_model, make_manifest, photos):
         images=2,
         top1_agreement=1.0,
         top5_agreement=1.0,
+        references=(other.name,),
+        kinds={"uniform": 1, "normal": 1, "zeros": 1, "large": 1, "equal": 1},
+        seed=0,
+        worst=result.worst[0].name,
     )
 
 
@@ -101,7 +112,7 @@ def test_a_nan_fails_at_any_tolerance(reference, make_manifest):
     result = check(poisoned, make_manifest(), reference, tolerance=math.inf)
     assert not result
     assert result.would_pass_at == math.inf
-    assert "output logits of input random 3 (large): 1 NaN" in result.summary()
+    assert "output logits of input large 0: 1 NaN" in result.summary()
 
 
 def test_other_bits_on_a_second_run_fail_however_small(reference, make_manifest):
@@ -117,9 +128,7 @@ def test_other_bits_on_a_second_run_fail_however_small(reference, make_manifest)
     result = check(wavering, make_manifest(), reference, inputs=2)
     assert not result
     assert result.would_pass_at < 1e-4
-    assert result.failures == (
-        "output logits of input random 0 (uniform) has other bits on a second run",
-    )
+    assert result.failures == ("output logits of input uniform 0 has other bits on a second run",)
     assert [case.unrepeatable for case in result.cases] == [("logits",), ()]
 
 
@@ -136,23 +145,44 @@ def test_a_module_that_reuses_its_output_buffer_does_not_hide_that(reference, ma
     assert check(wavering, make_manifest(), reference, inputs=1).cases[0].unrepeatable
 
 
-def near_tie(feed):
-    """A reference whose two best classes are 1e-5 apart."""
-    return {"logits": np.array([[5.0, 5.00001, *feed["input"][0, 0, 0, :8] / 255]], np.float32)}
+def scores(*best):
+    """A reference whose two best classes are as given; the others follow the input."""
+    return lambda feed: {
+        "logits": np.array([[*best, *feed["input"][0, 0, 0, :8] / 1e13]], np.float32)
+    }
 
 
-def other_class(feed):
-    logits = near_tie(feed)["logits"]
-    logits[0, [0, 1]] = logits[0, [1, 0]]
-    return {"logits": logits}
+near_tie, other_class = scores(5, 5.00001), scores(5.00001, 5)
 
 
-def test_another_best_class_fails_on_a_photo_within_the_tolerance(make_manifest, photos):
-    result = check(other_class, make_manifest(), near_tie, inputs=2, images=photos[:1])
-    assert not result
-    assert result.failures == ("the best class of photo photo0.png is not the reference's",)
+def test_another_best_class_within_the_tolerance_is_a_near_tie(make_manifest, photos):
+    result = check(other_class, make_manifest(), near_tie, inputs=2, images=photos)
+    assert result
     assert result.agreement(1) == 0
     assert result.reference == "a given function"
+    assert result.info().near_ties == result.photo_agreement.near_ties == 2
+    assert "top-1 agreement 0.00, 2 near ties" in result.summary()
+    confusion = result.photo_agreement.confusions[0]
+    assert (confusion.classes.expected, confusion.classes.found) == (1, 0)
+    assert confusion.near_tie
+    assert confusion.classes.margin == pytest.approx(2e-6, rel=0.1)
+    assert "a near tie" in str(confusion)
+
+
+@pytest.mark.parametrize(("margin", "fails"), [(0.9e-3, False), (1.1e-3, True)])
+def test_a_near_tie_is_twice_the_tolerance_of_the_dtype(make_manifest, photos, margin, fails):
+    # Twice 1e-4 of 5; a wider tolerance asked for excuses no more than that.
+    result = check(
+        scores(5, 5 - margin),
+        make_manifest(),
+        scores(5 - margin, 5),
+        inputs=0,
+        images=photos[:1],
+        tolerance=1e-1,
+    )
+    assert result.would_pass_at < 1e-3
+    assert bool(result) is not fails
+    assert ("the best class of photo photo0.png is not the reference's" in result.failures) is fails
 
 
 def test_agreement_is_that_of_the_photos_where_there_are_any(make_manifest, photos):
@@ -206,7 +236,7 @@ def test_a_constant_reference_is_flagged_by_input(make_manifest):
         lambda feed: {"p": uniform}, make_manifest(), lambda feed: {"p": uniform}, inputs=1
     )
     (warning,) = result.warnings
-    assert warning.startswith("input random 0 (uniform): p: says nothing")
+    assert warning.startswith("input uniform 0: p: says nothing")
 
 
 def test_nothing_to_compare_is_refused(reference, make_manifest):
@@ -261,3 +291,122 @@ def test_the_real_v1_finds_the_cat_with_either_reference(
     assert result.agreement(5) == 1
     assert seen[2] == 286  # Egyptian cat is 285 of ImageNet; 0 is the background here
     assert seen[4] == 968  # espresso
+
+
+# --- inputs that may overflow, pictures that cannot be read, files
+
+
+def overflowing(feed):
+    """A network that makes of anything beyond a photo no number at all."""
+    big = np.abs(feed["input"]).max() > 1e3
+    ramp = np.arange(10, dtype=np.float32)[None] + feed["input"][0, 0, 0, 0]
+    return {"logits": np.full((1, 10), np.nan, np.float32) if big else ramp}
+
+
+def overflowing_elsewhere(feed):
+    return {"logits": np.nan_to_num(overflowing(feed)["logits"], nan=6.0)}
+
+
+def test_where_the_reference_overflows_a_huge_input_is_not_judged(make_manifest):
+    kinds = ("uniform", "huge")
+    result = check(overflowing_elsewhere, make_manifest(), overflowing, kinds=kinds)
+    assert result
+    assert result.would_pass_at == 0
+    assert [case.conclusive for case in result.cases] == [True, False]
+    assert "input huge 0: the reference overflows" in " ".join(result.warnings)
+    assert result.as_dict()["cases"][1]["conclusive"] is False
+
+
+def test_nothing_but_overflow_is_no_pass(make_manifest):
+    result = check(overflowing, make_manifest(), overflowing, kinds=("huge",))
+    assert not result
+    assert "nothing was compared" in result.summary()
+
+
+def test_an_artifact_that_overflows_alone_fails(make_manifest):
+    result = check(overflowing, make_manifest(), overflowing_elsewhere, kinds=("huge", "uniform"))
+    assert not result
+    assert "10 NaN" in result.summary()
+
+
+def test_a_user_s_own_overflow_is_judged(make_manifest, tmp_path):
+    np.savez(tmp_path / "big.npz", input=np.full((1, 3, 32, 32), 1e9, np.float32))
+    files = [tmp_path / "big.npz"]
+    result = check(overflowing_elsewhere, make_manifest(), overflowing, inputs=0, npz=files)
+    assert not result
+    assert "input big.npz: 0 NaN" in result.summary()
+
+
+def test_each_npz_is_a_feed_and_the_manifest_knows_it(reference, make_manifest, tmp_path):
+    x = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", input=x)
+    seen = []
+
+    def spy(feed):
+        seen.append(feed["input"].copy())
+        return reference(feed)
+
+    result = check(spy, make_manifest(), reference, inputs=1, npz=[tmp_path / "mine.npz"])
+    assert result
+    assert np.array_equal(seen[-1], x)
+    assert "1 random inputs, 1 npz file and 0 photos" in result.summary()
+    info = result.info()
+    assert info.inputs == 1
+    assert [(one.name, one.digest) for one in info.npz] == [
+        ("mine.npz", sha256_file(tmp_path / "mine.npz"))
+    ]
+
+
+def test_a_picture_that_cannot_be_read_is_counted_and_the_others_compared(
+    reference, make_manifest, photos, tmp_path
+):
+    (tmp_path / "broken.png").write_bytes(photos[0].read_bytes()[:300])
+    images = [photos[0], tmp_path / "broken.png", photos[1]]
+    result = check(reference.run, make_manifest(), reference, inputs=0, images=images)
+    assert result
+    assert result.info().images == 2
+    assert result.info().unreadable == 1
+    assert result.summary().endswith("1 pictures cannot be read (broken.png)")
+    assert result.as_dict()["photos"]["unreadable_photos"][0]["photo"] == "broken.png"
+
+
+def test_unreadable_pictures_alone_prove_nothing(reference, make_manifest, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no")
+    images = [tmp_path / "broken.png"]
+    assert not check(reference.run, make_manifest(), reference, inputs=0, images=images)
+
+
+# --- who stands alone
+
+
+def test_a_wrong_artifact_stands_alone(reference, tiny_model, make_manifest):
+    onnx = onnx_runner(tiny_model.SerializeToString(), SHAPES)
+    run = run_with_fault(tiny_model, lambda shape: shape == (10,), np.zeros_like)
+    result = check(run, make_manifest(), reference, others=[onnx], inputs=1)
+    (standing,) = result.cases[0].standings
+    assert standing.alone == "artifact"
+    assert standing.verdict.startswith("the artifact stands alone: onnxruntime and onnx agree to")
+    assert result.as_dict()["cases"][0]["standings"][0]["alone"] == "artifact"
+    assert result.info().references == (reference.name, onnx.name)
+
+
+def test_a_wrong_first_reference_stands_alone_and_fails_the_artifact(
+    reference, tiny_model, make_manifest
+):
+    onnx = onnx_runner(tiny_model.SerializeToString(), SHAPES)
+    good = reference.run
+    wrong = run_with_fault(tiny_model, lambda shape: shape == (10,), np.zeros_like)
+    result = check(
+        good, make_manifest(), Reference("onnxruntime 9", wrong), others=[onnx], inputs=1
+    )
+    assert not result
+    (standing,) = result.cases[0].standings
+    assert standing.alone == "onnxruntime"
+
+
+def test_a_wrong_second_reference_fails_nothing_and_is_told(reference, tiny_model, make_manifest):
+    wrong = run_with_fault(tiny_model, lambda shape: shape == (10,), np.zeros_like)
+    other = Reference("onnx 9", wrong)
+    result = check(reference.run, make_manifest(), reference, others=[other], inputs=1)
+    assert result
+    assert "onnx stands alone: the artifact and onnxruntime agree to 0e+00" in result.warnings[0]

@@ -6,7 +6,7 @@ from PIL import Image
 
 from mobilenet_tvm.build.manifest import TensorSpec
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity.inputs import find_images, photo_feed, random_feeds
+from mobilenet_tvm.parity.inputs import find_images, photo_feed, photo_names
 
 SPEC = TensorSpec("x", (1, 3, 8, 8), "float32")
 
@@ -16,35 +16,6 @@ def photo(tmp_path):
     path = tmp_path / "photo.png"
     Image.new("RGB", (64, 48), (255, 0, 127)).save(path)
     return path
-
-
-def test_every_kind_of_random_input_within_its_range():
-    feeds = [feed["x"] for _, feed in random_feeds([SPEC], 6, seed=0)]
-    uniform, normal, zeros, large, again_uniform, again_normal = feeds
-    assert {feed.shape for feed in feeds} == {(1, 3, 8, 8)}
-    assert {feed.dtype for feed in feeds} == {np.dtype("float32")}
-    assert 0.9 < np.abs(uniform).max() <= 1
-    assert np.abs(normal).max() > 2
-    assert not zeros.any()
-    assert 200 < np.abs(large).max() <= 255
-    assert not np.array_equal(uniform, again_uniform)
-    assert not np.array_equal(normal, again_normal)
-
-
-def test_an_input_depends_on_seed_and_number_alone():
-    five = dict(random_feeds([SPEC], 5, seed=3))
-    two = dict(random_feeds([SPEC], 2, seed=3))
-    assert all(np.array_equal(two[name]["x"], five[name]["x"]) for name in two)
-    (other,) = dict(random_feeds([SPEC], 1, seed=4)).values()
-    assert not np.array_equal(other["x"], five["random 0 (uniform)"]["x"])
-
-
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "float16"])
-def test_other_dtypes_fill_their_range(dtype):
-    spec = TensorSpec("x", (1000,), dtype)
-    ((_, feed),) = random_feeds([spec], 1, seed=0)
-    assert feed["x"].dtype == np.dtype(dtype)
-    assert len(np.unique(feed["x"])) == (2 if dtype == "bool" else pytest.approx(1000, rel=0.8))
 
 
 def test_a_photo_fills_the_batch(make_manifest, photo):
@@ -81,3 +52,24 @@ def test_a_folder_without_photos_is_refused(tmp_path):
         find_images(tmp_path)
     with pytest.raises(UsageError, match="no folder of photos at"):
         find_images(tmp_path / "nowhere")
+
+
+def test_photos_of_class_folders_are_named_by_their_path(tmp_path, photo):
+    for where in ("cat/a.png", "dog/deep/a.JPEG", ".thumbnails/a.png", "cat/._a.png"):
+        (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / where).touch()
+    images = find_images(tmp_path)
+    assert photo_names(images) == ("cat/a.png", "dog/deep/a.JPEG", "photo.png")
+    assert photo_names(find_images(tmp_path / "cat")) == ("a.png",)
+    assert photo_names([]) == ()
+
+
+def test_a_linked_folder_is_followed_once(tmp_path):
+    data = tmp_path / "data" / "cat"
+    data.mkdir(parents=True)
+    (data / "a.png").touch()
+    (data / "back").symlink_to(tmp_path / "data", target_is_directory=True)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat").symlink_to(data, target_is_directory=True)
+    assert [path.name for path in find_images(folder)] == ["a.png"]

@@ -1,0 +1,125 @@
+"""An artifact run kernel by kernel: the deployed code and memory plan, stopped after each one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet_tvm.errors import DeviceError, last_line
+from mobilenet_tvm.runtime.module import check_inputs, open_library
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One kernel of the graph: its ``name`` there, and what it reads.
+
+    ``inputs`` are indices into ``Steps.nodes`` of the kernels, and names of the model's inputs,
+    that it reads; weights are left out.
+    """
+
+    name: str
+    inputs: tuple[int | str, ...]
+
+
+class Steps:
+    """An artifact whose kernels run one at a time. Made by ``open_steps``.
+
+    Attributes:
+        manifest: of the artifact.
+        nodes: its kernels, in the order in which they run.
+    """
+
+    def __init__(self, library: Any, manifest: Any) -> None:
+        import tvm
+
+        self.manifest = manifest
+        graph = json.loads(library["get_graph_json"]())
+        self._rows: list[int] = [
+            index for index, node in enumerate(graph["nodes"]) if node["op"] != "null"
+        ]
+        place = {row: index for index, row in enumerate(self._rows)}
+        known = {spec.name for spec in manifest.inputs}
+        nodes = []
+        for row in self._rows:
+            node = graph["nodes"][row]
+            inputs: list[int | str] = []
+            for source, *_ in node["inputs"]:
+                name = graph["nodes"][source]["name"]
+                if source in place:
+                    inputs.append(place[source])
+                elif name in known:
+                    inputs.append(name)
+            nodes.append(Node(node["name"], tuple(inputs)))
+        self.nodes = tuple(nodes)
+        outputs = graph["node_row_ptr"]
+        self._single = outputs == list(range(len(outputs)))  # one output a node
+        self._kinds = [graph["nodes"][row]["attrs"]["func_name"] for row in self._rows]
+        self._executor = library["debug_create"]("default", tvm.cpu(0))
+
+    def run(self, inputs: Mapping[str, Array], *, poison: bool = True) -> Iterator[Array]:
+        """One inference; the result of each kernel, as it lies in memory, right after it.
+
+        Args:
+            inputs: as ``Module.run`` takes them.
+            poison: fill the buffer that a kernel writes with NaN before it runs, so that what it
+                does not write, or reads before it has written it, shows.
+
+        Raises:
+            UsageError: an input does not fit.
+            DeviceError: a kernel raised an error; it is named.
+        """
+        import tvm
+
+        arrays = check_inputs(self.manifest, inputs)
+        for name, array in arrays.items():
+            self._executor["set_input"](name, tvm.nd.array(array))
+        views = self._buffers() if poison and self._single else None
+        # One run from the start: the executor goes on from the node that it ran last.
+        self._executor["execute_node"](0)
+        run, result = self._executor["execute_node"], self._executor["get_node_output"]
+        for index, row in enumerate(self._rows):
+            if views is not None and self._may_poison(index, views):
+                views[row].copyfrom(np.full(views[row].shape, np.nan, views[row].dtype))
+            try:
+                run(row)
+            except Exception as error:  # whatever TVM raised
+                reason = last_line(error)
+                raise DeviceError(f"kernel {self.nodes[index].name} fails: {reason}") from error
+            yield result(row, 0).numpy()
+
+    def _buffers(self) -> list[Any]:
+        """The buffer of every node's output, by row: views of the executor's own memory."""
+        rows = range(self._rows[-1] + 1)
+        return [self._executor["debug_get_output"](row) for row in rows]
+
+    def _may_poison(self, index: int, views: list[Any]) -> bool:
+        """Not where the output lies over an input (a reshape does nothing at all)."""
+        row, node = self._rows[index], self.nodes[index]
+        if self._kinds[index] == "__nop" or not views[row].dtype.startswith("float"):
+            return False
+        read = {
+            _address(views[self._rows[source]]) for source in node.inputs if isinstance(source, int)
+        }
+        return _address(views[row]) not in read
+
+
+def _address(array: Any) -> int:
+    return int(array.handle.contents.data)
+
+
+def open_steps(path: str | Path) -> Steps:
+    """Open an artifact to be run kernel by kernel, after the checks that ``load`` makes.
+
+    Raises:
+        UsageError: as ``load``.
+    """
+    library, manifest = open_library(Path(path))
+    return Steps(library, manifest)
