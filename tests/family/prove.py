@@ -96,14 +96,18 @@ def as_dict(result: ParityResult) -> dict[str, Any]:
 
 
 def broken(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """``model`` with one weight of one layer changed: the first, a middle and the last layer."""
+    """``model`` with one weight of one layer negated: of the first, a middle and the last layer.
+
+    It is the largest of a middle tap: on a map of 1x1 all others meet padding alone.
+    """
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
     for node in (layers[0], layers[len(layers) // 2], layers[-1]):
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
         (tensor,) = (t for t in changed.graph.initializer if t.name == node.input[1])
         values = numpy_helper.to_array(tensor).copy()
-        values.flat[np.abs(values).argmax()] *= -1
+        middle = values[(..., *(size // 2 for size in values.shape[2:]))]
+        middle.flat[np.abs(middle).argmax()] *= -1  # a view of the values
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         yield node.name, changed
 
