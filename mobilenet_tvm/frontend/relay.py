@@ -15,7 +15,6 @@ from mobilenet_tvm.build.manifest import TensorSpec
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.frontend.clean import CleanModel
 from mobilenet_tvm.frontend.operators import for_importer
-from mobilenet_tvm.frontend.scales import keep_scales_apart
 
 if TYPE_CHECKING:
     import onnx
@@ -76,7 +75,6 @@ def to_relay(clean: CleanModel) -> RelayModel:
             reason = said[0] if said else _reason(error)
             raise UsageError(f"Relay cannot import {clean.original.name}: {reason}") from None
     _check_static(module["main"], clean.original.name)
-    module = keep_scales_apart(module)
     specs = {spec.name: spec for spec in clean.inputs}
     names = [var.name_hint for var in module["main"].params if var.name_hint in specs]
     return RelayModel(module, dict(params), tuple(specs[n] for n in names), clean.outputs)

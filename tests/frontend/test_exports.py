@@ -245,7 +245,7 @@ def test_squeeze_excite_in_every_form(net, build, assert_same):
     assert len([n for n in made.kernels if "conv2d" in n]) == 4 * blocks + 1
     assert not [word for word in ("mean", "dense", "divide", "nn_pad") if word in names]
     # The gate multiplies the image, in its layout, not the weights of the projection.
-    gates = [n for n in made.kernels if n.startswith("fused_copy_multiply_copy")]
+    gates = [n for n in made.kernels if n.startswith("fused_multiply")]
     assert len(gates) == blocks
     assert len(layout_transforms(made)) <= 1
     assert {"pointwise 1x1 16->8 @ 1x1", "pointwise 1x1 8->16 @ 1x1"} <= set(made.labels)
