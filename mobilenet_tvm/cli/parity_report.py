@@ -30,7 +30,7 @@ def print_result(result: ParityResult, out: Output) -> None:
         out.warn(warning)
     if not result:
         _some(result.failures[1:], len(result.failures) - 1, out)  # the summary says the first
-        if len(result.references) == 1 and not any(case.unrepeatable for case in result.cases):
+        if len(result.references) <= 1 and not any(case.unrepeatable for case in result.cases):
             decided = result.reference.split(maxsplit=1)[0]
             both = [decided, *(name for name in RUNNERS if name != decided)]
             out.line(

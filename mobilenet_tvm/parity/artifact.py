@@ -49,7 +49,8 @@ def check_artifact(
     manifest that cannot be written is told to ``warn``.
 
     Raises:
-        UsageError: the artifact, its model or an input cannot be used.
+        UsageError: the artifact, its model or an input cannot be used, or the artifact was
+            replaced meanwhile.
         DeviceError: a process that compares photos died or hung.
     """
     from mobilenet_tvm.runtime import load
@@ -87,8 +88,11 @@ def check_artifact(
         result = dataclasses.replace(
             result, folder=folder, warnings=(*result.warnings, *folder.warnings)
         )
+    latest = read_manifest(path)
+    if latest.so_sha256 != manifest.so_sha256:
+        raise UsageError(f"{path} was replaced while it was checked: check it again")
     try:
-        write_manifest(path, msgspec.structs.replace(read_manifest(path), parity=result.info()))
+        write_manifest(path, msgspec.structs.replace(latest, parity=result.info()))
     except OSError as error:
         warn(f"the manifest of {path} does not say so: it cannot be written ({error})")
     return result

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mobilenet_tvm.parity.agreement import Disagreement
 from mobilenet_tvm.parity.case import Case
-from mobilenet_tvm.parity.comparison import Disagreement
 
 # Of each list so many photos are named; all are counted. A broken artifact differs on every one.
 NAMED: Final = 1000

@@ -67,10 +67,10 @@ def shortcut_onnx() -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
 
 
-def random_record(task: Task) -> Record:
+def random_record(task: Task, seed: int = 1) -> Record:
     """A valid record of a task, with a time that nobody measured."""
     if task.searcher == "autotvm":
-        trial = Trial(task.candidates[0], (1e-5,))
+        trial = Trial(task.candidates[seed % len(task.candidates)], (1e-5,))
         return parse_line(AutoTvmSearcher(task, trials=1, seed=0).record_line(trial))
     toolchain.activate()
     from tvm.auto_scheduler import SketchPolicy
@@ -81,7 +81,7 @@ def random_record(task: Task) -> Record:
 
     # By default it samples thousands of schedules, until 50 different ones are good.
     params = {"sample_init_min_population": 1, "evolutionary_search_population": 4}
-    policy = SketchPolicy(task.handle, RandomModel(), params, seed=1, verbose=0)
+    policy = SketchPolicy(task.handle, RandomModel(), params, seed=seed, verbose=0)
     for _ in range(50):
         try:
             state = policy.sample_initial_population()[0]
@@ -92,13 +92,14 @@ def random_record(task: Task) -> Record:
     raise AssertionError(f"no valid schedule of {task.label}")
 
 
-def network(model: Any) -> Network:
+def network(model: Any, seed: int = 1) -> Network:
     """Import a model and make up records."""
     relay = frontend.to_relay(frontend.clean(frontend.from_proto(model, "net")))
     preset = targets.resolve("x86")
     tasks = (*extract_tasks(relay.module, preset), *extract_ansor_tasks(relay.module, preset))
     # Pooling has hardly any schedules, and TVM's own is good enough.
-    records: Sequence[Record] = [random_record(task) for task in tasks if " @ " in task.label]
+    layers = [task for task in tasks if " @ " in task.label]
+    records: Sequence[Record] = [random_record(task, seed) for task in layers]
     return Network(model, relay, tasks, choose_records(tasks, records))
 
 
@@ -106,6 +107,12 @@ def network(model: Any) -> Network:
 def shortcut() -> Network:
     """The small network with a shortcut."""
     return network(shortcut_onnx())
+
+
+@pytest.fixture(scope="session")
+def other_shortcuts(shortcut: Network) -> list[Network]:
+    """The same network with other random schedules, of two seeds."""
+    return [network(shortcut.onnx, seed) for seed in (2, 3)]
 
 
 @pytest.fixture(scope="session")

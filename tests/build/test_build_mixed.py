@@ -121,6 +121,19 @@ def test_every_plan_computes_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("positions", [(0, 1, 2, 3), (2,)])
+def test_any_random_schedules_agree(
+    shortcut: Any, other_shortcuts: list[Any], tmp_path: Path, positions: tuple[int, ...]
+) -> None:
+    digests = set()
+    for number, network in enumerate((shortcut, *other_shortcuts)):
+        path = tmp_path / f"{number}.so"
+        digests.add(build(network, path, positions).so_sha256)
+        assert error_of(network, path) < 1e-4
+    assert len(digests) == 3
+
+
+@pytest.mark.slow
 def test_a_mix_of_the_tiny_mobilenet_agrees(tiny_v1: Any, tmp_path: Path) -> None:
     positions = (0, 1, 2, 7, 8, 11, 12, 26, 27)
     manifest = build(tiny_v1, tmp_path / "mix.so", positions)

@@ -87,3 +87,14 @@ def test_the_manifest_says_how_to_make_the_inputs_again(artifact, tmp_path):
 def test_an_unknown_kind_is_refused(artifact):
     with pytest.raises(UsageError, match="no inputs of kind nan"):
         check_artifact(artifact.path, kinds=("nan",))
+
+
+def test_an_artifact_replaced_meanwhile_is_not_marked(artifact, make_manifest):
+    def compiled_again(feed):
+        write_manifest(artifact.path, make_manifest(so_sha256="sha256:new"))
+        return artifact.runner(feed)
+
+    artifact.module.run = compiled_again
+    with pytest.raises(UsageError, match="was replaced while it was checked"):
+        check_artifact(artifact.path, inputs=1)
+    assert read_manifest(artifact.path).parity is None

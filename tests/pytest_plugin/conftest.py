@@ -33,7 +33,10 @@ pytest_plugins = ["pytester"]
 REPO = Path(__file__).resolve().parents[2]
 NAME = "flowers.x86-avx2.so"
 
-__all__ = ["NAME", "REPO", "Built", "built", "checks", "edit", "project", "verdicts"]
+# It imports, and rewrites, all of hypothesis at the end of every run.
+WITHOUT = "-p no:hypothesispytest"
+
+__all__ = ["NAME", "REPO", "WITHOUT", "Built", "built", "checks", "edit", "project", "verdicts"]
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,13 @@ def project(built: Built, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(toolchain.CACHE_VARIABLE, str(toolchain.cache_dir()))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("CI", raising=False)  # pytest prints whole lines there
-    # It imports, and rewrites, all of hypothesis at the end of every run.
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
+    # Where the package is installed, this process has loaded the plug-in before its own runs do.
+    quiet = "-W ignore::pytest.PytestAssertRewriteWarning"
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"{WITHOUT} {quiet} -p mobilenet_tvm.pytest_plugin")
     found = [str(REPO), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.setenv("TVM_BIND_THREADS", "0")  # a run in this process sets it for good
-    pytester.plugins = ["mobilenet_tvm.pytest_plugin"]
     for folder in (built.onnx.parent, built.artifact.parent):
         shutil.copytree(folder, pytester.path / folder.name)
     (pytester.path / "photos").mkdir()

@@ -11,7 +11,7 @@ import pytest
 
 from mobilenet_tvm.build.manifest import read_manifest, sha256_file
 
-from .conftest import NAME, Built, edit, verdicts
+from .conftest import NAME, WITHOUT, Built, edit, verdicts
 
 pytestmark = pytest.mark.slow  # builds a model, and starts a pytest for each test
 
@@ -67,12 +67,14 @@ def test_nothing_is_loaded_to_collect(project: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["alone", "beside -p"])
-def test_two_workers_with_the_entry_point_installed(project: Any, how: str) -> None:
+def test_two_workers_with_the_entry_point_installed(
+    project: Any, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("xdist", reason="pytest-xdist is not installed: make setup")
     installed(project)
     options = ["-n2", f"--mobilenet-artifact={ARTIFACT}", ONNX, *TWO, "-v"]
     if how == "alone":
-        project.plugins = []
+        monkeypatch.setenv("PYTEST_ADDOPTS", WITHOUT)
     else:
         options += ["-k", "not parity and not repeatable"]
     result = project.runpytest_subprocess(*options)
@@ -100,7 +102,7 @@ def test_a_run_that_does_not_ask_for_it_does_not_import_the_package(
     project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(project)
-    project.plugins = []
+    monkeypatch.setenv("PYTEST_ADDOPTS", WITHOUT)
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     monkeypatch.delenv("TOPHUB_LOCATION", raising=False)
     project.makepyfile(

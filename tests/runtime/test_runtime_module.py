@@ -25,6 +25,7 @@ from mobilenet_tvm.build.manifest import (
     write_manifest,
 )
 from mobilenet_tvm.errors import CheckFailedError, UsageError
+from mobilenet_tvm.parity import check_artifact
 
 SHAPE = (2, 3, 8, 8)
 
@@ -257,6 +258,32 @@ def test_require_checked(artifact: Path) -> None:
     mobilenet_tvm.load(artifact)
     edit(artifact, lambda _: {"parity": PASSED})
     assert mobilenet_tvm.load(artifact, require_checked=True).manifest.parity == PASSED
+
+
+def test_a_library_that_changed_after_its_check_is_refused(artifact: Path) -> None:
+    edit(artifact, lambda _: {"parity": PASSED})
+    mobilenet_tvm.load(artifact, require_checked=True)
+    with artifact.open("ab") as stream:  # still loads, still computes the same
+        stream.write(b"\0")
+    assert "is not the file its manifest describes" in refused(artifact, require_checked=True)
+
+
+def test_compiling_again_takes_the_mark_of_a_check_away(artifact: Path) -> None:
+    edit(artifact, lambda _: {"parity": PASSED})
+    compiled(network(), artifact)
+    with pytest.raises(CheckFailedError, match="was never checked"):
+        mobilenet_tvm.load(artifact, require_checked=True)
+
+
+def test_a_check_that_fails_takes_an_earlier_mark_away(artifact: Path, tmp_path: Path) -> None:
+    model = network()
+    source = tmp_path / "net.onnx"
+    source.write_bytes(model.SerializeToString())
+    assert check_artifact(artifact, onnx=source, tolerance=1e-4)
+    assert mobilenet_tvm.load(artifact, require_checked=True)
+    assert not check_artifact(artifact, onnx=source, tolerance=0.0)
+    with pytest.raises(CheckFailedError, match="failed its parity check"):
+        mobilenet_tvm.load(artifact, require_checked=True)
 
 
 @pytest.mark.parametrize("threads", [0, -1])
