@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import io
 import json
+import re
 import time
 import traceback
 import warnings
@@ -216,7 +217,9 @@ def main() -> None:
                 export(model, size, path, exporter, opset, batch)
             except Exception as error:
                 line = (str(error).strip().splitlines() or [traceback.format_exc()])[0]
-                note["failed"] = f"{type(error).__name__}: {line}"
+                # Without the colours that it would have on a screen.
+                plain = re.sub(r"\x1b\[\d*m", "", line)
+                note["failed"] = f"{type(error).__name__}: {plain}"
             path.with_suffix(".json").write_text(json.dumps(note))
             print(
                 f"{path.name}: {note['failed'] or 'written'}, {time.time() - started:.0f} s",

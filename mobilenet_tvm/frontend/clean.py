@@ -61,6 +61,7 @@ def clean(
     proto = shapes.infer_shapes(proto)
     convs.resolve_auto_pad(proto.graph)
     plain.means_to_global_pools(proto.graph)
+    plain.pool_large_images_in_two_steps(proto.graph)
     plain.divisions_to_products(proto.graph)
     proto = shapes.infer_shapes(proto)
     dense.dense_to_pointwise(proto.graph)

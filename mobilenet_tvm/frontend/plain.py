@@ -12,6 +12,9 @@ from mobilenet_tvm.frontend.graph import drop_unused_nodes
 from mobilenet_tvm.frontend.shapes import known_shapes
 
 _IMAGE_RANK = 4
+# Pixels that TVM's pooling may add up one after the other. 3136 (56x56) equal ones cost five
+# digits of seven, which squeeze-excite multiplies into all that follows; in two steps it is one.
+_MOST_IN_A_SUM = 16 * 16
 
 
 def means_to_global_pools(graph: onnx.GraphProto) -> None:
@@ -45,6 +48,27 @@ def means_to_global_pools(graph: onnx.GraphProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     drop_unused_nodes(graph)
+
+
+def pool_large_images_in_two_steps(graph: onnx.GraphProto) -> None:
+    """Pool rows first, then the means of the rows, where an image is larger than 16x16.
+
+    Shapes must have been inferred.
+    """
+    shapes = known_shapes(graph)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        shape = shapes.get(node.input[0], ()) if node.op_type == "GlobalAveragePool" else ()
+        if len(shape) == _IMAGE_RANK and shape[2] * shape[3] > _MOST_IN_A_SUM:
+            rows, window = f"{node.output[0]}.rows", [1, shape[3]]
+            name = f"{node.name or node.output[0]}/rows"
+            nodes.append(
+                helper.make_node("AveragePool", [node.input[0]], [rows], name, kernel_shape=window)
+            )
+            node.input[0] = rows
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _image_averaged(

@@ -64,6 +64,21 @@ def test_a_window_as_large_as_the_image(net, reference):
     assert_same(reference, proto, clean)
 
 
+@pytest.mark.parametrize(("size", "steps"), [(16, 1), (17, 2), (56, 2)])
+def test_large_images_are_averaged_in_two_steps(net, relay_run, size, steps):
+    """One sum of 3136 equal numbers is 5e-5 off, where float32 could be 1e-7."""
+    built = net(13, (1, 4, size, size))
+    proto = built.model(built.reduce("ReduceMean", "input", [2, 3], 1), rank=4)
+    model = frontend.clean(frontend.from_proto(proto, "net"))
+    onnx.checker.check_model(model.proto, full_check=True)
+    found = [node.op_type for node in model.proto.graph.node]
+    assert found == ["AveragePool", "GlobalAveragePool"][-steps:]
+    relay = frontend.to_relay(model)
+    for value in (1.1, 0.7, -0.3):
+        image = np.full((1, 4, size, size), value, np.float32)
+        np.testing.assert_allclose(relay_run(relay, image)[0], image[:, :, :1, :1], rtol=4e-6)
+
+
 def means_of_something_else(built: Any, case: str) -> str:
     if case == "one axis":
         return built.reduce("ReduceMean", "input", [3], 1)
