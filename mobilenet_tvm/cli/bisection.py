@@ -17,7 +17,7 @@ from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.parity import ParityResult
 from mobilenet_tvm.parity.bisect import Bisection, LayerCheck, bisect, write_reproducer
 from mobilenet_tvm.parity.inputs import photo_feed, photo_names
-from mobilenet_tvm.parity.kinds import Feed, generate
+from mobilenet_tvm.parity.kinds import Feed, plan
 from mobilenet_tvm.parity.npz import read_npz
 
 # Layers that the table of a sound artifact shows.
@@ -80,9 +80,9 @@ def feed_again(
     """A function that makes one input of a check again, by its name in the result."""
 
     def make(manifest: Manifest, name: str) -> Feed:
-        for known, _, feed in generate(manifest.inputs, kinds, inputs, seed):
-            if known == name:
-                return feed
+        for one in plan(kinds, inputs):
+            if one.name == name:
+                return one.feed(manifest.inputs, seed)
         for path in npz:
             if path.name == name:
                 return read_npz(path, manifest.inputs)
