@@ -87,7 +87,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     add(
         "kinds",
         "linelist",
-        "kinds of made-up inputs, as check --kinds has them (default: default)",
+        "kinds of made-up inputs, or families, as check --kinds takes them (default: as there)",
         metavar="KIND[,KIND]",
     )
     add("images", "string", "photos to check as well: a folder or a file", metavar="DIR")
