@@ -97,7 +97,7 @@ class FusedModule:
 
 
 def safe_kernels_of(imported: Any, fused: Any) -> tuple[Kernel, ...]:
-    """``kernels_of``; none where Relay holds what nobody thought of: a build does not end for it."""
+    """``kernels_of``, or nothing where Relay holds what nobody thought of: a build goes on."""
     try:
         return kernels_of(imported, fused)
     except Exception:
