@@ -22,6 +22,7 @@ import numpy as np
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.manifest import LayerInfo
 from mobilenet_tvm.build.plans import Plan
+from mobilenet_tvm.frontend.dense import PIXELS
 from mobilenet_tvm.records import Record, Task
 from mobilenet_tvm.records.tasks import SearcherName, convolution_label
 
@@ -166,8 +167,8 @@ def layer_infos(
         infos.append(
             LayerInfo(
                 kernel=node["name"],
-                tensors=kernel.tensors,
-                output=kernel.output,
+                tensors=tuple(dict.fromkeys(map(_original, kernel.tensors))),
+                output=kernel.output and _original(kernel.output),
                 layout=kernel.layout,
                 task=kernel.label,
                 searcher=searcher if own else None,
@@ -176,6 +177,11 @@ def layer_infos(
             )
         )
     return tuple(infos)
+
+
+def _original(tensor: str) -> str:
+    """The name that the model has for a tensor of the cleaned one."""
+    return tensor.removesuffix(PIXELS)
 
 
 def _is_of(task: Task, label: str) -> bool:
