@@ -1,9 +1,9 @@
-"""The pytest entry point: ``mobilenet_tvm/pytest_plugin.py`` without the package around it.
+"""The pytest entry point: ``mobilenet_tvm/pytest_plugin`` without the package around it.
 
 pytest imports the plug-ins of all installed packages in every run. Importing ``mobilenet_tvm``
 prepares TVM's environment (``LD_PRELOAD``, and on a fresh machine a compiler run), which a
-project that does not ask for us must not get. So the module is loaded by its path here; the
-package itself follows when an artifact is given.
+project that does not ask for us must not get. So the plug-in is loaded by its path here; the
+rest of it, and the package itself, follow when an artifact is given.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.parity_report import print_result, unreadable_message
 from mobilenet_tvm.cli.photo_progress import photo_progress
-from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.errors import MobilenetTvmError, UsageError
 from mobilenet_tvm.parity import DEFAULT_KINDS, FAMILIES, KINDS, RUNNERS, check_artifact
 from mobilenet_tvm.parity.artifact import MANY_PHOTOS
 from mobilenet_tvm.parity.inputs import find_images
@@ -211,20 +211,27 @@ def _check(args: argparse.Namespace, artifact: Path, folder: Path, out: Output) 
     print_result(result, out)
     payload = {"artifact": str(args.artifact or args.onnx), **result.as_dict()}
     if args.bisect:
-        payload["bisect"] = bisect_result(
-            result,
-            artifact,
-            feed_again(
-                kinds=args.kinds, inputs=args.inputs, seed=args.seed, npz=npz, images=images
-            ),
-            out,
-            onnx=args.onnx,
-            tolerance=args.rtol,
-            folder=args.bisect_output or folder,
+        again = feed_again(
+            kinds=args.kinds, inputs=args.inputs, seed=args.seed, npz=npz, images=images
         )
+        try:
+            payload["bisect"] = bisect_result(
+                result,
+                artifact,
+                again,
+                out,
+                onnx=args.onnx,
+                tolerance=args.rtol,
+                folder=args.bisect_output or folder,
+            )
+        except MobilenetTvmError as error:  # the verdict is there, and counts
+            payload["bisect"] = {"error": str(error)}
+            out.warn(f"no bisection: {error}")
     if not result:
         raise VerbFailedError(result.summary(), payload)
     out.line(result.summary())
+    if payload.get("bisect", {}).get("culprit"):
+        raise VerbFailedError("the outputs pass, and a layer is wrong all the same", payload)
     if result.photo_agreement.unreadable_count:
         raise VerbFailedError(unreadable_message(result), payload, UsageError.exit_code)
     return payload

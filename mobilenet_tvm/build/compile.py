@@ -15,7 +15,7 @@ from typing import Any
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError, autotvm_records
 from mobilenet_tvm.build.folding import optimized
-from mobilenet_tvm.build.layers import FusedModule, kernels_of, layer_infos
+from mobilenet_tvm.build.layers import FusedModule, layer_infos, safe_kernels_of
 from mobilenet_tvm.build.layouts import mixed
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
@@ -173,7 +173,11 @@ def compile_model(
         preprocessing=preprocessing,
         labels=tuple(labels) if labels else None,
         layers=layer_infos(
-            kernels_of(model.module, fused.module), graph, plan=plan, tasks=planned, used=applied
+            safe_kernels_of(model.module, fused.module),
+            graph,
+            plan=plan,
+            tasks=planned,
+            used=applied,
         ),
     )
     try:

@@ -37,15 +37,19 @@ def optimized(module: Any, target: str, params: Mapping[str, Any]) -> tuple[Any,
 
     if params:
         module = tvm.IRModule.from_expr(bind_params_by_name(module["main"], dict(params)))
-    module, done = _before_layouts(module, target)
+    disabled = frozenset(map(str, tvm.transform.PassContext.current().disabled_pass))
+    module, done = _before_layouts(module, target, disabled)
     _, layouts = _passes()
     module, more = _run(layouts, module, target)
     return module, [*done, *more]
 
 
 @functools.lru_cache(maxsize=1)
-def _before_layouts(module: Any, target: str) -> tuple[Any, list[str]]:
-    """The passes in which no record has a say yet: the next build of this module shares them."""
+def _before_layouts(module: Any, target: str, disabled: frozenset[str]) -> tuple[Any, list[str]]:
+    """The passes in which no record has a say yet: the next build of this module shares them.
+
+    ``disabled`` are the passes that the context leaves out.
+    """
     return _run(_passes()[0], module, target)
 
 

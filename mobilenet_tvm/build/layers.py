@@ -11,14 +11,18 @@ A kernel whose result is not recognised has no ``output``.
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.manifest import LayerInfo
 from mobilenet_tvm.build.plans import Plan
+from mobilenet_tvm.frontend.dense import PIXELS
 from mobilenet_tvm.records import Record, Task
 from mobilenet_tvm.records.tasks import SearcherName, convolution_label
 
@@ -34,6 +38,11 @@ _SAME_VALUE = {
     "reshape",
     "squeeze",
 }
+# Those of them that go by the order in memory.
+_RESHAPES = _SAME_VALUE - {"annotation.stop_fusion", "copy", "layout_transform", "nn.dropout"}
+# What a convolution does, and what only says how its operands lie.
+_GEOMETRY = ("strides", "padding", "dilation", "groups", "kernel_size")
+_OF_LAYOUT = {"axis", "out_dtype", "units"}
 _COMMUTATIVE = {"add", "maximum", "minimum", "multiply"}
 # With a constant: what TVM may drop where it does nothing.
 _DROPPABLE = {"add", "clip", "divide", "multiply", "subtract"}
@@ -86,6 +95,14 @@ class FusedModule:
 
     def _keep(self, module: Any) -> None:
         self.module = module
+
+
+def safe_kernels_of(imported: Any, fused: Any) -> tuple[Kernel, ...]:
+    """``kernels_of``, or nothing where Relay holds what nobody thought of: a build goes on."""
+    try:
+        return kernels_of(imported, fused)
+    except Exception:
+        return ()
 
 
 def kernels_of(imported: Any, fused: Any) -> tuple[Kernel, ...]:
@@ -150,8 +167,8 @@ def layer_infos(
         infos.append(
             LayerInfo(
                 kernel=node["name"],
-                tensors=kernel.tensors,
-                output=kernel.output,
+                tensors=tuple(dict.fromkeys(map(_original, kernel.tensors))),
+                output=kernel.output and _original(kernel.output),
                 layout=kernel.layout,
                 task=kernel.label,
                 searcher=searcher if own else None,
@@ -160,6 +177,11 @@ def layer_infos(
             )
         )
     return tuple(infos)
+
+
+def _original(tensor: str) -> str:
+    """The name that the model has for a tensor of the cleaned one."""
+    return tensor.removesuffix(PIXELS)
 
 
 def _is_of(task: Task, label: str) -> bool:
@@ -176,14 +198,17 @@ def _is_of(task: Task, label: str) -> bool:
 class _Value:
     """A value of the imported module (its representative), as a fused call has it laid out.
 
-    Where it stands for None nobody knows what the value is.
+    Where None stands in its place nobody knows what the value is. Of a constant ``same`` is None,
+    and ``constant`` its node, or None where it is computed.
     """
 
     same: Any
     layout: str
+    constant: Any = None
 
-
-_CONSTANT = _Value(None, "")
+    @property
+    def is_constant(self) -> bool:
+        return self.same is None
 
 
 def _kernel(
@@ -199,7 +224,7 @@ def _kernel(
     tensors = dict.fromkeys(aligned.span[call] for call in inside if call in aligned.span)
     position = next((aligned.positions[call] for call in inside if call in aligned.positions), None)
     output = None
-    if result is not None and result is not _CONSTANT and _is_tensor(function.body):
+    if result is not None and not result.is_constant and _is_tensor(function.body):
         size = _size(function.body)
         output = aligned.tensor(result.same, size)
     layout = result.layout if result else ""
@@ -284,36 +309,44 @@ class _Alignment:
         from tvm import relay
 
         if isinstance(node, relay.Constant):
-            return _CONSTANT
+            return _Value(None, "", node)
         if isinstance(node, relay.Var):
             known = self._variables.get(node.name_hint)
             return None if known is None else _Value(known, _layout_of(node))
         name = _name(node)
         if name is None:
             return None
-        arguments = _flat(node.args, values)
+        every = _flat(node.args, values)
+        arguments = [value for value in every if value is None or not value.is_constant]
         if not arguments:
-            return _CONSTANT
+            return _Value(None, "", every[0].constant if name in _SAME_VALUE and every[0] else None)
         layout = _layout(name, node, arguments)
         if name in _SAME_VALUE:
             first = values.get(node.args[0])
-            return None if first is None else _Value(first.same, layout)
-        call = self._match(name, [None if a is None else a.same for a in arguments])
+            if first is None or (name in _RESHAPES and _is_shuffled(first, node.args[0])):
+                return None
+            return _Value(first.same, layout)
+        constants = [value.constant for value in every if value is not None and value.is_constant]
+        call = self._match(
+            node, name, [None if a is None else a.same for a in arguments], constants
+        )
         if call is None:
             return None
         self.matched.append(call)
         return _Value(call, layout)
 
-    def _match(self, name: str, inputs: list[Any]) -> Any:
+    def _match(self, node: Any, name: str, inputs: list[Any], constants: list[Any]) -> Any:
         """The call of the imported module that does the same to the same values."""
         if None not in inputs:
             for steps in range(_MOST_DROPPED + 1):
                 for found in self._behind(inputs, steps):
-                    if waiting := self._waiting.get(_key(name, found)):
-                        return waiting.pop(0)
+                    waiting = self._waiting.get(_key(name, found), [])
+                    if call := _pick(waiting, node, constants):
+                        waiting.remove(call)
+                        return call
         if _is_convolution(name):
-            # Convolutions are never dropped, doubled or moved: it is the next one.
-            return self._next_convolution()
+            # Convolutions are never dropped or doubled: it is one that nobody has matched yet.
+            return self._unmatched_convolution(node, constants)
         return None
 
     def _behind(self, inputs: list[Any], steps: int) -> list[list[Any]]:
@@ -327,13 +360,11 @@ class _Alignment:
             for call in self._droppable.get(value, ())
         ]
 
-    def _next_convolution(self) -> Any:
-        seen = set(self.matched)
-        for call in self.positions:
-            if call not in seen:
-                for waiting in self._waiting.values():
-                    if call in waiting:
-                        waiting.remove(call)
+    def _unmatched_convolution(self, node: Any, constants: list[Any]) -> Any:
+        for waiting in self._waiting.values():
+            left = [call for call in waiting if call in self.positions]
+            if call := _pick(left, node, constants, by_weights=True):
+                waiting.remove(call)
                 return call
         return None
 
@@ -351,15 +382,65 @@ def _key(name: str, inputs: Sequence[Any]) -> Any:
     return name, tuple(sorted(hashes) if name in _COMMUTATIVE else hashes)
 
 
+def _pick(
+    candidates: Sequence[Any], node: Any, constants: Sequence[Any], *, by_weights: bool = False
+) -> Any:
+    """The one of ``candidates`` with the attributes and, where that leaves several, the constants
+    of ``node``; of equal ones the first. None where none fits.
+    """
+    wanted = _attributes(node)
+    fit = [call for call in candidates if _attributes(call) == wanted]
+    if len(fit) > 1 or (by_weights and fit):
+        numbers = _numbers(constants)
+        fit = [call for call in fit if _numbers(_constants_of(call)) == numbers]
+    return fit[0] if fit else None
+
+
+def _attributes(call: Any) -> dict[str, str]:
+    """What a call does, as far as the layout has no say in it."""
+    if call.attrs is None:
+        return {}
+    found = {str(field.name): str(call.attrs[field.name]) for field in call.attrs.list_field_info()}
+    if _is_convolution(_name(call) or ""):
+        return {name: found[name] for name in _GEOMETRY}
+    return {name: text for name, text in found.items() if not _of_layout(name)}
+
+
+def _of_layout(attribute: str) -> bool:
+    return "layout" in attribute or attribute in _OF_LAYOUT
+
+
+def _constants_of(call: Any) -> list[Any]:
+    from tvm import relay
+
+    return [argument for argument in call.args if isinstance(argument, relay.Constant)]
+
+
+def _numbers(constants: Sequence[Any]) -> list[bytes] | None:
+    """The numbers of constants in an order that no layout changes; None if some are computed."""
+    if any(constant is None for constant in constants):
+        return None
+    return [np.sort(constant.data.numpy(), axis=None).tobytes() for constant in constants]
+
+
+def _is_shuffled(value: _Value, node: Any) -> bool:
+    """Whether an activation lies in memory in another order than ONNX has it."""
+    if value.layout in ("", "NCHW") or not _is_tensor(node):
+        return False
+    shape = dict(zip(re.findall("[A-Za-z]", value.layout), node.checked_type.shape, strict=False))
+    # Of a single pixel the channels lie one behind the other in any layout.
+    return any(int(shape.get(axis, 1)) != 1 for axis in "HW")
+
+
 def _flat(arguments: Sequence[Any], values: dict[Any, _Value | None]) -> list[_Value | None]:
-    """Values of the arguments, a tuple's fields in its place; constants are left out."""
+    """Values of the arguments, a tuple's fields in its place."""
     from tvm import relay
 
     found: list[_Value | None] = []
     for argument in arguments:
         if isinstance(argument, relay.Tuple):
             found += _flat(argument.fields, values)
-        elif values.get(argument) is not _CONSTANT:
+        else:
             found.append(values.get(argument))
     return found
 

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from mobilenet_tvm.build.manifest import Manifest, read_manifest
 from mobilenet_tvm.cli.frame import Output
-from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.parity import ParityResult
 from mobilenet_tvm.parity.bisect import Bisection, LayerCheck, bisect, write_reproducer
 from mobilenet_tvm.parity.inputs import photo_feed, photo_names
-from mobilenet_tvm.parity.kinds import Feed, generate
+from mobilenet_tvm.parity.kinds import Feed, plan
 from mobilenet_tvm.parity.npz import read_npz
 
 # Layers that the table of a sound artifact shows.
@@ -63,10 +63,22 @@ def bisect_result(
         out.console.print(_table(found.worst[:_SHOWN]))
         out.line(f"bisect    {found.summary()}")
         return payload
-    command = _reproduce(found, manifest, folder)
     _print_culprit(found, out)
+    try:
+        command = _reproduce(found, manifest, folder)
+    except DeviceError as error:
+        out.warn(f"the layer is not written out: {error} (--bisect-output names another folder)")
+        return payload
+    command = shlex.join([*shlex.split(command), *_asked(result, tolerance)])
     out.line(f"alone     {command}")
     return {**payload, "reproducer": {"folder": str(folder), "command": command}}
+
+
+def _asked(result: ParityResult, tolerance: float | None) -> list[str]:
+    """The options that the layer alone must be judged by, too."""
+    asked = [] if tolerance is None else ["--rtol", f"{tolerance:g}"]
+    name = result.reference.split(maxsplit=1)[0]
+    return asked if name == "onnxruntime" else [*asked, "--reference", name]
 
 
 def feed_again(
@@ -80,12 +92,12 @@ def feed_again(
     """A function that makes one input of a check again, by its name in the result."""
 
     def make(manifest: Manifest, name: str) -> Feed:
-        for known, _, feed in generate(manifest.inputs, kinds, inputs, seed):
-            if known == name:
-                return feed
-        for path in npz:
-            if path.name == name:
-                return read_npz(path, manifest.inputs)
+        for one in plan(kinds, inputs):
+            if one.name == name:
+                return one.feed(manifest.inputs, seed)
+        files = dict(zip(photo_names(npz), npz, strict=True))
+        if name in files:
+            return read_npz(files[name], manifest.inputs)
         photos = dict(zip(photo_names(images), images, strict=True))
         if name in photos:
             return photo_feed(photos[name], manifest)
@@ -110,10 +122,10 @@ def _print_culprit(found: Bisection, out: Output) -> None:
     one = found.culprit
     assert one is not None
     place = found.layers.index(one) + 1
-    out.line(f"wrong     {' + '.join(one.nodes)} (layer {place} of {len(found.layers)})")
+    out.line(f"wrong     {one.title} (layer {place} of {len(found.layers)}), tensor {one.tensor}")
     out.line(
         f"error     before it {one.before:.1e} of scale, after it {one.after:.1e}, its own "
-        f"{one.own:.1e} (tolerance {found.tolerance:.1e}, {found.reference})"
+        f"{one.own:.1e} (tolerance {one.tolerance:.1e}, {found.reference})"
     )
     for fact in found.where:
         out.line(f"where     {fact}")
@@ -131,7 +143,7 @@ def _print_culprit(found: Bisection, out: Output) -> None:
 def _schedule(one: LayerCheck) -> str:
     info = one.info
     if info.searcher is None:
-        return "TVM's own: it is no tuned layer"
+        return f"of no known task ({info.task})" if info.task else "TVM's own: nothing to tune"
     tuned = f"{len(info.records)} record{'s' if len(info.records) > 1 else ''}"
     whose = " ".join(filter(None, (info.searcher, info.template)))
     return f"{whose} for {info.task}: {tuned if info.records else 'the untuned default'}"
@@ -155,5 +167,5 @@ def _table(layers: Sequence[LayerCheck]) -> Table:
         view.add_column(heading, justify="right", no_wrap=True)
     for layer in layers:
         errors = (layer.before, layer.after, layer.own)
-        view.add_row(escape(" + ".join(layer.nodes)), *(f"{error:.1e}" for error in errors))
+        view.add_row(escape(layer.title), *(f"{error:.1e}" for error in errors))
     return view

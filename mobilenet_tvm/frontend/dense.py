@@ -27,6 +27,9 @@ _ELEMENTWISE = {
 }
 _NORM_INPUTS = 5
 
+# A tensor ``x`` of the model, as the pixels that hold its numbers, is ``x.pixels``.
+PIXELS = ".pixels"
+
 
 def dense_to_pointwise(graph: onnx.GraphProto) -> None:
     """Replace every dense layer over a single pixel by a 1x1 convolution.
@@ -97,7 +100,7 @@ class _Pixels:
         inputs = [pixel, self._constant(f"{name}.pointwise_weight", weight[:, :, None, None])]
         if bias is not None:
             inputs.append(self._constant(f"{name}.pointwise_bias", bias))
-        made, label = f"{name}.pixels", node.name or name
+        made, label = f"{name}{PIXELS}", node.name or name
         self.nodes.append(helper.make_node("Conv", inputs, [made], label, kernel_shape=[1, 1]))
         self._flatten_later(node, made, (self.shapes[pixel][0], weight.shape[0], 1, 1))
         return True
@@ -121,7 +124,7 @@ class _Pixels:
         pixels = (*shape, 1, 1)[:4]
         if len(shape) == 3 and shape[2] != 1:
             return False
-        made = f"{node.output[0]}.pixels"
+        made = f"{node.output[0]}{PIXELS}"
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.input[:] = inputs
@@ -140,7 +143,7 @@ class _Pixels:
         aligned = (1,) * (rank - value.ndim) + value.shape
         if len(aligned) != rank or aligned[0] != 1 or set(aligned[2:]) - {1}:
             return None
-        return self._constant(f"{name}.pixels", value.reshape(1, -1, 1, 1))
+        return self._constant(f"{name}{PIXELS}", value.reshape(1, -1, 1, 1))
 
     def _is_scalar(self, name: str) -> bool:
         return name in self.constants and numpy_helper.to_array(self.constants[name]).size == 1

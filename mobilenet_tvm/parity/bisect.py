@@ -8,12 +8,14 @@ inputs that the kernel was given. So an error is told from its consequences.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,10 +42,11 @@ class LayerCheck:
         kernels: names in TVM's graph; the last one makes ``tensor``.
         info: of the last one, from the manifest.
         tensor: the ONNX tensor.
-        nodes: the ONNX nodes computed, ``Conv conv_dw_7``.
+        nodes: the ONNX nodes computed, ``Conv conv_dw_7``; none where only a layout changes.
         before: the largest error of what it reads.
         after: the error of what it makes.
         own: the error against the reference on the very inputs that it was given: what it adds.
+        tolerance: that it may add.
         poisoned: whether it leaves other bits in a buffer that was filled with NaN before: it
             does not write all of its result, or reads it before.
     """
@@ -55,7 +58,18 @@ class LayerCheck:
     before: float
     after: float
     own: float
+    tolerance: float
     poisoned: bool = False
+
+    @property
+    def title(self) -> str:
+        """For people: the ONNX nodes."""
+        return " + ".join(self.nodes) or f"layout change of {self.tensor}"
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is wrong by itself, and its result is."""
+        return self.own > self.tolerance and self.after > self.tolerance
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,8 @@ class Bisection:
         where: what its wrong elements have in common, in words.
         records: the schedule records of its task, TVM's own lines.
         reproducer: of the culprit, or None.
-        tolerance: that a layer may add.
+        kernels: how many the artifact has. Those that make no tensor of their own that is known
+            are compared together with the next one that does.
         reference: who computes the right answers.
     """
 
@@ -87,8 +102,13 @@ class Bisection:
     where: tuple[str, ...]
     records: tuple[str, ...]
     reproducer: Reproducer | None
-    tolerance: float
+    kernels: int
     reference: str
+
+    @property
+    def compared(self) -> int:
+        """How many kernels were compared, alone or with others."""
+        return len({kernel for layer in self.layers for kernel in layer.kernels})
 
     @property
     def worst(self) -> tuple[LayerCheck, ...]:
@@ -97,24 +117,26 @@ class Bisection:
 
     def summary(self) -> str:
         """One line: who is wrong."""
-        if self.culprit is None:
-            if not self.layers:
-                return "no layer can be compared: the artifact does not say what its kernels make"
-            most = self.worst[0]
-            if all(layer.after <= self.tolerance for layer in self.layers):
-                return (
-                    f"every layer agrees with {self.reference}: the largest error is "
-                    f"{max(layer.after for layer in self.layers):.1e} of scale"
-                )
-            return (
-                f"no layer is wrong by itself: errors add up, {most.nodes[-1]} adds the most "
-                f"({most.own:.1e} of scale)"
-            )
         one = self.culprit
+        if one is not None:
+            return (
+                f"{one.title} is the first layer that is wrong: error {one.before:.1e} before, "
+                f"{one.after:.1e} after, {one.own:.1e} of its own (tolerance {one.tolerance:.1e})"
+            )
+        if not self.layers:
+            return "no layer can be compared: nothing of the model is known by name in the artifact"
+        what = "every layer"
+        if self.compared < self.kernels:
+            what = f"all that can be compared ({self.compared} of {self.kernels} kernels)"
+        if all(layer.after <= layer.tolerance for layer in self.layers):
+            largest = max(layer.after for layer in self.layers)
+            return (
+                f"{what} agrees with {self.reference}: the largest error is {largest:.1e} of scale"
+            )
+        most = self.worst[0]
         return (
-            f"{' + '.join(one.nodes)} is the first layer that is wrong: error {one.before:.1e} "
-            f"before, {one.after:.1e} after, {one.own:.1e} of its own (tolerance "
-            f"{self.tolerance:.1e})"
+            f"no layer is wrong by itself: errors add up, {most.title} adds the most "
+            f"({most.own:.1e} of scale)"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,7 +144,8 @@ class Bisection:
         return {
             "summary": self.summary(),
             "reference": self.reference,
-            "tolerance": self.tolerance,
+            "kernels": self.kernels,
+            "compared": self.compared,
             "culprit": self.culprit and _layer_as_dict(self.culprit),
             "where": list(self.where),
             "records": list(self.records),
@@ -137,7 +160,6 @@ def bisect(
     onnx: Path | None = None,
     reference: str = "onnxruntime",
     tolerance: float | None = None,
-    step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Bisection:
     """Find the first layer of the artifact at ``path`` that is wrong on one set of inputs.
 
@@ -147,8 +169,7 @@ def bisect(
         onnx: the model's file, where the manifest's own source cannot be read.
         reference: a key of ``RUNNERS``.
         tolerance: that a layer may add, as a share of the scale of what it makes; that of the
-            outputs' dtypes where it is not given.
-        step: is told how many layers of how many are done.
+            tensor's dtype where it is not given.
 
     Raises:
         UsageError: the artifact or its model cannot be used.
@@ -158,20 +179,20 @@ def bisect(
 
     steps = open_steps(path)
     manifest = steps.manifest
-    if tolerance is None:
-        tolerance = tolerance_for(spec.dtype for spec in manifest.outputs)
     tapped = Tapped(reference_onnx(manifest, onnx), shapes_of(manifest))
-    layers = manifest.layers
-    if len(layers) != len(steps.nodes) or any(
-        layer.kernel != node.name for layer, node in zip(layers, steps.nodes, strict=False)
-    ):
+    layers = list(manifest.layers)
+    if [layer.kernel for layer in layers] != [node.name for node in steps.nodes]:
         raise UsageError(f"the manifest of {path} does not list its kernels: compile it again")
+    # What leaves the network is known, whatever was recognised on the way.
+    for head, spec in zip(steps.heads, manifest.outputs, strict=True):
+        if head is not None:
+            layers[head] = msgspec.structs.replace(layers[head], output=spec.name, layout="")
     outputs = [layer.output if tapped.has(layer.output) else None for layer in layers]
 
     # What a kernel forgets to write is right by luck where the run before left it.
-    plain = list(steps.run(feed, poison=False))
+    clean = [_digest(value) for value in steps.run(feed, poison=False)]
     dirty = list(steps.run(feed))
-    poisoned = [a.tobytes() != b.tobytes() for a, b in zip(plain, dirty, strict=True)]
+    poisoned = [_digest(value) != before for value, before in zip(dirty, clean, strict=True)]
 
     names = [name for name in outputs if name is not None]
     whole = RUNNERS[reference](tapped.with_outputs(names), shapes_of(manifest))
@@ -180,49 +201,56 @@ def bisect(
     actual: dict[int | str, Array] = dict(feed.items())
     errors: dict[int | str, float] = dict.fromkeys(feed, 0.0)
     checks: list[LayerCheck] = []
-    culprit: LayerCheck | None = None
-    found: Reproducer | None = None
-    where: tuple[str, ...] = ()
+    culprit: tuple[LayerCheck, Reproducer] | None = None
     for index, (layer, tensor) in enumerate(zip(layers, outputs, strict=True)):
-        step(index, len(layers))
         if tensor is None:
             continue
-        actual[index] = plain_layout(dirty[index], layer.layout, expected[tensor].shape)
-        errors[index] = _error(actual[index], expected[tensor], tolerance)
         sources, inside = _sources(index, steps.nodes, outputs)
-        given = {
-            source if isinstance(source, str) else str(outputs[source]): actual[source]
-            for source in sources
-        }
-        part = tapped.part({name: value.shape for name, value in given.items()}, tensor)
-        shapes = {name: value.shape for name, value in given.items()}
-        alone = RUNNERS[reference](part, shapes)(given)[tensor]
+        given: dict[str, Array] = {}
+        for source in sources:
+            name = source if isinstance(source, str) else str(outputs[source])
+            given |= tapped.aliases(name, actual[source])
+        try:
+            result = plain_layout(dirty[index], layer.layout, expected[tensor].shape)
+            part, used, titles = tapped.part(given, tensor)
+            shapes = {name: value.shape for name, value in used.items()}
+            alone = RUNNERS[reference](part, shapes)(used)[tensor]
+        except UsageError:
+            outputs[index] = None  # it cannot be cut out: it goes with the next one
+            continue
+        allowed = tolerance
+        if allowed is None:
+            allowed = tolerance_for([tapped.dtype(tensor)])
+        actual[index], errors[index] = result, _error(result, expected[tensor], allowed)
         check = LayerCheck(
             kernels=tuple(layers[kernel].kernel for kernel in sorted(inside)),
             info=layer,
             tensor=tensor,
-            nodes=tapped.nodes(given, tensor),
+            nodes=titles,
             before=max((errors[source] for source in sources), default=0.0),
             after=errors[index],
-            own=_error(actual[index], alone, tolerance),
+            own=_error(result, alone, allowed),
+            tolerance=allowed,
             poisoned=any(poisoned[kernel] for kernel in inside)
             and not any(poisoned[source] for source in sources if isinstance(source, int)),
         )
         checks.append(check)
-        if culprit is None and check.own > tolerance and check.after > tolerance:
-            culprit = check
-            found = Reproducer(part, given, alone, actual[index])
-            where = describe(actual[index], alone, tolerance)
-    records = culprit.info.records if culprit else ()
+        if culprit is None and check.is_wrong:
+            culprit = check, Reproducer(part, used, alone, result)
+    first, found = culprit or (None, None)
     return Bisection(
         layers=tuple(checks),
-        culprit=culprit,
-        where=where,
-        records=tuple(manifest.tuning.records[index] for index in records),
+        culprit=first,
+        where=describe(found.actual, found.expected, first.tolerance) if first and found else (),
+        records=tuple(manifest.tuning.records[i] for i in (first.info.records if first else ())),
         reproducer=found,
-        tolerance=tolerance,
+        kernels=len(layers),
         reference=whole.name,
     )
+
+
+def _digest(value: Array) -> bytes:
+    return hashlib.sha256(value.tobytes()).digest()
 
 
 def _sources(
@@ -253,6 +281,8 @@ def _layer_as_dict(layer: LayerCheck) -> dict[str, Any]:
 
     return {
         "nodes": list(layer.nodes),
+        "title": layer.title,
+        "tolerance": layer.tolerance,
         "tensor": layer.tensor,
         "kernels": list(layer.kernels),
         "task": layer.info.task,
@@ -287,8 +317,8 @@ def write_reproducer(folder: Path, result: Bisection) -> tuple[Path, ...]:
         folder.mkdir(parents=True, exist_ok=True)
         files[0].write_bytes(found.onnx)
         np.savez(files[1], **found.inputs)  # type: ignore[arg-type]  # not allow_pickle
-        for old in folder.glob("layer.*.jsonl"):  # of another layer, from the run before
-            old.unlink()
+        for searcher in ("autotvm", "ansor"):  # of another layer, from the run before
+            (folder / f"layer.{searcher}.jsonl").unlink(missing_ok=True)
         if result.records:
             files.append(folder / f"layer.{culprit.info.searcher}.jsonl")
             files[-1].write_text("".join(f"{line}\n" for line in result.records))

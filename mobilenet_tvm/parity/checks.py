@@ -7,8 +7,9 @@ own that returns or raises, and no file is written.
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from mobilenet_tvm.build.manifest import Manifest
 from mobilenet_tvm.errors import CheckFailedError, UsageError
 from mobilenet_tvm.parity.comparison import Comparison, compare
-from mobilenet_tvm.parity.gate import ParityResult, check
+from mobilenet_tvm.parity.gate import ParityResult, check, check_feeds
 from mobilenet_tvm.parity.inputs import shapes_of
+from mobilenet_tvm.parity.kinds import MadeUp
 from mobilenet_tvm.parity.references import RUNNERS, Reference, reference_onnx
 from mobilenet_tvm.parity.tolerances import tolerance_for
 from mobilenet_tvm.runtime import Module, load, verify_checked, verify_file, verify_machine
@@ -32,13 +34,18 @@ class ParityFailedError(CheckFailedError):
         self.result = result
 
 
+class NotJudgedError(CheckFailedError):
+    """The input neither passes nor fails: the reference itself overflows on it."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """An artifact, what it is compared with, and how near it must be.
 
     ``onnx`` are files of which one must be the artifact's model, by digest; with none the model
     is looked for where the manifest says. ``tolerance`` is a share of max |reference| of an
-    output, None for that of the outputs' dtypes. Every check raises a ``UsageError`` where the
+    output, None for that of the outputs' dtypes. ``onnx_option`` is what the user gives ``onnx``
+    with, as errors name it. Every check raises a ``UsageError`` where the
     artifact or its model cannot be used, and its subclass ``ForeignArtifactError`` where only
     this machine cannot run it.
     """
@@ -47,6 +54,7 @@ class Subject:
     onnx: tuple[Path, ...] = ()
     reference: str = "onnxruntime"
     tolerance: float | None = None
+    onnx_option: str = "--onnx"
 
     @functools.cached_property
     def manifest(self) -> Manifest:
@@ -58,17 +66,24 @@ class Subject:
         """The artifact, loaded."""
         return load(self.path)
 
-    @functools.cached_property
+    @property
     def runner(self) -> Reference:
         """Who computes the right answer."""
-        return RUNNERS[self.reference](self._onnx_bytes(), shapes_of(self.manifest))
+        return self._opened[0]
 
-    def _onnx_bytes(self) -> bytes:
+    @functools.cached_property
+    def _opened(self) -> tuple[Reference, Path | None]:
+        """The reference, and which of ``onnx`` it runs."""
+        data, path = self._model()
+        return RUNNERS[self.reference](data, shapes_of(self.manifest)), path
+
+    def _model(self) -> tuple[bytes, Path | None]:
+        read = functools.partial(reference_onnx, self.manifest, option=self.onnx_option)
         if not self.onnx:
-            return reference_onnx(self.manifest)
+            return read(), None
         for path in self.onnx:
             try:
-                return reference_onnx(self.manifest, path)
+                return read(path), path
             except UsageError as error:
                 first = error
                 if len(self.onnx) == 1:
@@ -90,23 +105,51 @@ class Subject:
         """
         verify_checked(self.path, self.manifest)
 
-    def check_input(self, seed: int) -> ParityResult:
-        """Parity on the first random input of ``seed``: uniform in [-1, 1].
+    def check_input(self, made_up: MadeUp, seed: int = 0) -> ParityResult:
+        """Parity on one made-up input: the one that ``check`` makes of this kind and ``seed``.
 
         Raises:
             ParityFailedError: an output is too far off.
+            NotJudgedError: the reference overflows, and only on a kind where it may.
         """
-        result = check(
+        feed = made_up.feed(self.manifest.inputs, seed)
+        result = check_feeds(
             self.module.run,
             self.manifest,
             self.runner,
-            inputs=1,
-            seed=seed,
+            [(made_up.name, made_up.kind, feed)],
             tolerance=self.tolerance,
         )
-        # Each seed's first input has the number 0 there.
-        cases = tuple(replace(case, name=f"uniform {seed}") for case in result.cases)
-        return self._passed(replace(result, cases=cases))
+        (case,) = result.cases
+        if case and not case.conclusive:
+            raise NotJudgedError("; ".join(case.warnings))
+        return self._passed(result)
+
+    def again(self, only: MadeUp | Path, base: Path, seed: int = 0) -> str:
+        """The command line that checks the same made-up input, or photo, from the folder ``base``.
+
+        Raises:
+            UsageError: the model cannot be had.
+        """
+
+        def near(path: Path) -> str:
+            return str(path.relative_to(base) if path.is_relative_to(base) else path)
+
+        command = ["python", "-m", "mobilenet_tvm.check", near(self.path)]
+        _, onnx = self._opened
+        if onnx is not None:
+            command += ["--onnx", near(onnx)]
+        if self.reference != "onnxruntime":
+            command += ["--reference", self.reference]
+        if self.tolerance is not None:
+            command += ["--rtol", repr(self.tolerance)]
+        if isinstance(only, Path):
+            command += ["--inputs", "0", "--images", near(only)]
+        else:
+            # Those of a kind are counted from 0: the last of so many is this one.
+            command += ["--kinds", only.kind, "--seed", str(seed)]
+            command += ["--inputs", str(only.number + 1)]
+        return shlex.join(command)
 
     def check_photo(self, photo: Path) -> ParityResult:
         """Parity on a photo, whose best class must be the reference's.

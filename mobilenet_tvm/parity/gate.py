@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mobilenet_tvm.parity.references import Reference
 from mobilenet_tvm.parity.result import ParityResult
 from mobilenet_tvm.parity.tolerances import tolerance_for
 
-__all__ = ["Case", "ParityResult", "check"]
+__all__ = ["Case", "ParityResult", "check", "check_feeds"]
 
 
 def check(
@@ -57,12 +58,44 @@ def check(
         raise UsageError("parity needs an input: ask for random inputs or give photos")
     if images:
         photo_input(manifest)
+    unreadable: list[Unreadable] = []
+    result = check_feeds(
+        run,
+        manifest,
+        reference,
+        _feeds(manifest, inputs, kinds, seed, npz, images, unreadable),
+        others=others,
+        tolerance=tolerance,
+        top_k=top_k,
+    )
+    return dataclasses.replace(
+        result,
+        seed=seed,
+        npz=tuple(NpzInfo(path.name, sha256_file(path)) for path in npz),
+        unreadable=tuple(unreadable),
+    )
+
+
+def check_feeds(
+    run: Runner,
+    manifest: Manifest,
+    reference: Runner,
+    feeds: Iterable[tuple[str, str, Feed]],
+    *,
+    others: Sequence[Reference] = (),
+    tolerance: float | None = None,
+    top_k: int = 5,
+) -> ParityResult:
+    """``check`` on inputs that are there already: each a name, a kind and a feed.
+
+    Raises:
+        UsageError: a reference does not run the model.
+    """
     subject = Subject(run, reference, tuple(others), tolerance_of(manifest, tolerance), top_k)
     cases: list[Case] = []
-    unreadable: list[Unreadable] = []
     # Outputs whose reference has been the same, within the tolerance, on every input so far.
     unmoved: dict[str, NDArray[Any]] = {}
-    for name, kind, feed in _feeds(manifest, inputs, kinds, seed, npz, images, unreadable):
+    for name, kind, feed in feeds:
         case, expected = subject.examine(name, kind, feed)
         unmoved = (
             {
@@ -87,10 +120,7 @@ def check(
         tuple(cases),
         tuple(warnings),
         references=(title_of(reference), *(other.name for other in others)),
-        seed=seed,
-        npz=tuple(NpzInfo(path.name, sha256_file(path)) for path in npz),
         labels=manifest.labels,
-        unreadable=tuple(unreadable),
     )
 
 
@@ -116,8 +146,8 @@ def _feeds(
     unreadable: list[Unreadable],
 ) -> Iterator[tuple[str, str, Feed]]:
     yield from generate(manifest.inputs, kinds, inputs, seed)
-    for path in npz:
-        yield path.name, NPZ, read_npz(path, manifest.inputs)
+    for name, path in zip(photo_names(npz), npz, strict=True):
+        yield name, NPZ, read_npz(path, manifest.inputs)
     for name, path in zip(photo_names(images), images, strict=True):
         try:
             feed = photo_feed(path, manifest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,26 +70,34 @@ def resolve(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def generate(
-    specs: Sequence[TensorSpec], kinds: Sequence[str], count: int | None, seed: int
-) -> Iterator[tuple[str, str, Feed]]:
-    """``count`` inputs as name, kind and feed: one of each kind, then the drawn ones in turn.
+class MadeUp(NamedTuple):
+    """A made-up input: its kind, and which one of that kind, from 0."""
 
-    ``count`` None is one of each. The name is ``<kind> <number>``.
+    kind: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """``<kind> <number>``, as results call it."""
+        return f"{self.kind} {self.number}"
+
+    def feed(self, specs: Sequence[TensorSpec], seed: int) -> Feed:
+        """The input itself, for the inputs ``specs`` of a model."""
+        rng = np.random.default_rng((seed, self.number, *self.kind.encode()))
+        return {
+            spec.name: _array(rng, self.kind, spec.shape, np.dtype(spec.dtype)) for spec in specs
+        }
+
+
+def plan(kinds: Sequence[str], count: int | None = None) -> tuple[MadeUp, ...]:
+    """Which ``count`` inputs to make: one of each kind, then the drawn ones in turn.
+
+    ``count`` None is one of each.
 
     Raises:
         UsageError: so many different inputs cannot be had of these kinds.
     """
-    for kind, number in _plan(kinds, len(kinds) if count is None else count):
-        rng = np.random.default_rng((seed, number, *kind.encode()))
-        yield (
-            f"{kind} {number}",
-            kind,
-            {spec.name: _array(rng, kind, spec.shape, np.dtype(spec.dtype)) for spec in specs},
-        )
-
-
-def _plan(kinds: Sequence[str], count: int) -> Iterator[tuple[str, int]]:
+    count = len(kinds) if count is None else count
     drawn = [kind for kind in kinds if kind not in FIXED]
     if count > len(kinds) and not drawn:
         raise UsageError(
@@ -97,9 +105,23 @@ def _plan(kinds: Sequence[str], count: int) -> Iterator[tuple[str, int]]:
             "another kind as well, or fewer inputs"
         )
     numbers = dict.fromkeys(kinds, 0)
+    found = []
     for kind in itertools.islice(itertools.chain(kinds, itertools.cycle(drawn)), count):
-        yield kind, numbers[kind]
+        found.append(MadeUp(kind, numbers[kind]))
         numbers[kind] += 1
+    return tuple(found)
+
+
+def generate(
+    specs: Sequence[TensorSpec], kinds: Sequence[str], count: int | None, seed: int
+) -> Iterator[tuple[str, str, Feed]]:
+    """The inputs of ``plan`` as name, kind and feed, one made after the other.
+
+    Raises:
+        UsageError: so many different inputs cannot be had of these kinds.
+    """
+    for one in plan(kinds, count):
+        yield one.name, one.kind, one.feed(specs, seed)
 
 
 def _array(

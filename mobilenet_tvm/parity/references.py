@@ -35,11 +35,14 @@ class Reference:
         return self.run(feed)
 
 
-def reference_onnx(manifest: Manifest, onnx: Path | None = None) -> bytes:
+def reference_onnx(
+    manifest: Manifest, onnx: Path | None = None, *, option: str = "--onnx"
+) -> bytes:
     """The ONNX model that an artifact was made from, proven by its digest, as bytes.
 
     The file ``onnx`` where it is given, else the zoo's model built again, else the file that
-    the manifest remembers. External data comes inside the bytes.
+    the manifest remembers. External data comes inside the bytes. ``option`` is what a user gives
+    ``onnx`` with, as errors name it.
 
     Raises:
         UsageError: the file is gone, or is not the one the artifact was made from.
@@ -52,7 +55,7 @@ def reference_onnx(manifest: Manifest, onnx: Path | None = None) -> bytes:
         if sha256_bytes(data) != model.digest:
             raise UsageError(
                 f"{model.name} as this version builds it is not the model that {name} was made "
-                "from: compile it again, or pass the old file with --onnx"
+                f"from: compile it again, or pass the old file with {option}"
             )
         return bytes(data)
 
@@ -65,13 +68,13 @@ def reference_onnx(manifest: Manifest, onnx: Path | None = None) -> bytes:
         try:
             found = frontend.read(Path(model.path))
         except UsageError as error:
-            raise UsageError(f"the model of {name} is needed (or pass --onnx): {error}") from None
+            raise UsageError(f"the model of {name} is needed (or pass {option}): {error}") from None
         complaint = (
-            f"{model.path} changed since {name} was made: pass the old file with --onnx, "
+            f"{model.path} changed since {name} was made: pass the old file with {option}, "
             "or compile again"
         )
     else:
-        raise UsageError(f"the manifest of {name} does not say where its model is: pass --onnx")
+        raise UsageError(f"the manifest of {name} does not say where its model is: pass {option}")
     if found.digest != model.digest:
         raise UsageError(complaint)
     return bytes(found.proto.SerializeToString())
@@ -167,7 +170,7 @@ def _call(title: str, function: Callable[[], Any]) -> Any:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         others = " or ".join(name for name in RUNNERS if not title.startswith(f"{name} "))
         raise UsageError(
-            f"the reference {title} does not run this model ({reason}): try --reference {others}"
+            f"the reference {title} does not run this model ({reason}): try the reference {others}"
         ) from None
 
 
@@ -188,7 +191,7 @@ def with_shapes(onnx_bytes: bytes, shapes: Shapes) -> Any:
     if {value.name for value in inputs} != set(shapes):
         raise UsageError(
             f"the reference model takes {', '.join(value.name for value in inputs)}, the "
-            f"artifact {', '.join(shapes)}: pass the right --onnx"
+            f"artifact {', '.join(shapes)}: pass the model that it was made from"
         )
     for value in inputs:
         shape = value.type.tensor_type.shape

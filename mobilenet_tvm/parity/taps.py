@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
-from onnx.utils import Extractor
 
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.parity.references import with_shapes
 
 Array = NDArray[Any]
+
+_RESHAPERS = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -41,12 +42,9 @@ class Tapped:
         self._types = {
             value.name: value for value in (*graph.input, *graph.value_info, *graph.output)
         }
-        self._makers = {name: node for node in graph.node for name in node.output if name}
-        whole = onnx.ModelProto()
-        whole.CopyFrom(self.model)
-        # An output may be read inside, too, and then is where a part may begin.
-        whole.graph.value_info.extend(graph.output)
-        self._extractor = Extractor(whole)
+        self._order = list(graph.node)
+        self._makers = {name: node for node in self._order for name in node.output if name}
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
 
     def has(self, tensor: str | None) -> bool:
         """Whether a tensor is computed in the model and can be asked for."""
@@ -62,45 +60,88 @@ class Tapped:
                 model.graph.output.append(self._types[name])
         return bytes(model.SerializeToString())
 
-    def part(self, inputs: Mapping[str, Sequence[int]], output: str) -> bytes:
+    def dtype(self, tensor: str) -> str:
+        """The data type of a tensor, as numpy names it."""
+        elem_type = self._types[tensor].type.tensor_type.elem_type
+        return str(helper.tensor_dtype_to_np_dtype(elem_type))
+
+    def aliases(self, tensor: str, value: Array) -> dict[str, Array]:
+        """A tensor and those that it is only another shape of, each with its numbers."""
+        found = {tensor: value}
+        node = self._makers.get(tensor)
+        while node is not None and node.op_type in _RESHAPERS:
+            source = node.input[0]
+            kind = self._types.get(source)
+            shape = kind and [size.dim_value for size in kind.type.tensor_type.shape.dim]
+            if not shape or int(np.prod(shape)) != value.size:
+                break
+            found[source] = value.reshape(shape)
+            node = self._makers.get(source)
+        return found
+
+    def part(
+        self, given: Mapping[str, Array], output: str
+    ) -> tuple[bytes, dict[str, Array], tuple[str, ...]]:
         """The nodes that make one tensor from others, as a model of their own.
 
         Args:
-            inputs: the tensors it begins with, and their shapes.
-            output: the tensor it ends with.
+            given: the tensors that it may begin with.
+            output: the tensor it ends with. Where it is given itself, the model hands it on.
+
+        Returns:
+            The model in ONNX's wire format, those of ``given`` that it reads, and its nodes by
+            operator and name.
 
         Raises:
-            UsageError: the tensor needs others than these.
+            UsageError: the tensor needs others than these, sparse weights among them.
         """
-        dtype = {name: self._types[name].type.tensor_type.elem_type for name in inputs}
-        model = self._extractor.extract_model(list(inputs), [output])
-        model.ir_version = max(model.ir_version, 4)  # before, weights had to be inputs as well
-        made = {name for node in model.graph.node for name in node.output}
-        made |= set(inputs) | {tensor.name for tensor in model.graph.initializer} | {""}
-        missing = {name for node in model.graph.node for name in node.input} - made
+        if output in given:
+            begin = f"{output}.laid_out"
+            node = helper.make_node("Identity", [begin], [output], f"layout change of {output}")
+            return self._model([node], {begin: given[output]}, output), {begin: given[output]}, ()
+        nodes = self._nodes(given, output)
+        read = {name for node in nodes for name in node.input if name}
+        used = {name: value for name, value in given.items() if name in read}
+        made = {name for node in nodes for name in node.output}
+        weights = [self._weights[name] for name in sorted(read & set(self._weights))]
+        missing = read - made - set(used) - {tensor.name for tensor in weights}
         if missing:
             raise UsageError(f"{output} needs {', '.join(sorted(missing))} as well")
-        del model.graph.input[:]
-        for name, shape in inputs.items():
-            model.graph.input.append(helper.make_tensor_value_info(name, dtype[name], list(shape)))
-        # One node's inner tensors are of no use to anyone, and their shapes may be in the way.
-        del model.graph.value_info[:]
+        titles = tuple(f"{node.op_type} {node.name or node.output[0]}" for node in nodes)
+        return self._model(nodes, used, output, weights), used, titles
+
+    def _model(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        inputs: Mapping[str, Array],
+        output: str,
+        weights: Sequence[onnx.TensorProto] = (),
+    ) -> bytes:
+        infos = [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+            )
+            for name, value in inputs.items()
+        ]
+        graph = helper.make_graph(nodes, "layer", infos, [self._types[output]], list(weights))
+        model = helper.make_model(
+            graph, functions=self.model.functions, opset_imports=self.model.opset_import
+        )
+        # Before version 4 weights had to be inputs as well.
+        model.ir_version = max(self.model.ir_version, 4)
         return bytes(model.SerializeToString())
 
-    def nodes(self, inputs: Iterable[str], output: str) -> tuple[str, ...]:
-        """``Conv conv_dw_7``, ... : the nodes that make a tensor from others, in order."""
+    def _nodes(self, inputs: Iterable[str], output: str) -> list[onnx.NodeProto]:
+        """The nodes that make a tensor from others, in order."""
         stop, needed, waiting = set(inputs), set(), [output]
         while waiting:
-            node = self._makers.get(name := waiting.pop())
+            name = waiting.pop()
+            node = self._makers.get(name)
             if name in stop or node is None or id(node) in needed:
                 continue
             needed.add(id(node))
             waiting += list(node.input)
-        return tuple(
-            f"{node.op_type} {node.name or node.output[0]}"
-            for node in self.model.graph.node
-            if id(self._makers.get(next(n for n in node.output if n))) in needed
-        )
+        return [node for node in self._order if id(node) in needed]
 
 
 def plain_layout(array: Array, layout: str, shape: Sequence[int]) -> Array:

@@ -14,6 +14,8 @@ _AXES = {4: ("image", "channel", "row", "column"), 2: ("image", "channel")}
 
 # A channel whose differences vary by less than this share of their mean is shifted as a whole.
 _CONSTANT = 1e-3
+# Of fewer elements it may be chance.
+_FEW = 4
 
 
 def describe(actual: Array, expected: Array, tolerance: float) -> tuple[str, ...]:
@@ -46,10 +48,10 @@ def describe(actual: Array, expected: Array, tolerance: float) -> tuple[str, ...
 
 
 def _plural(name: str, indices: Sequence[int] | NDArray[np.intp]) -> str:
-    return f"{name}{'s' if len(indices) > 1 else ''} {ranges(indices)}"
+    return f"{name}{'s' if len(indices) > 1 else ''} {_ranges(indices)}"
 
 
-def ranges(indices: Sequence[int] | NDArray[np.intp]) -> str:
+def _ranges(indices: Sequence[int] | NDArray[np.intp]) -> str:
     """Ascending numbers in short: ``0-3, 7, 12-15``; the first five ranges of many."""
     found: list[list[int]] = []
     for index in map(int, indices):
@@ -81,7 +83,7 @@ def _swapped(a: Array, r: Array, wrong: Array, limit: float) -> list[str]:
 
 def _shifted(a: Array, r: Array, wrong: Array) -> list[str]:
     """Channels that are wrong by a constant, as without a bias."""
-    if wrong.ndim != 4 or wrong[0, 0].size < 2 or not np.isfinite(a).all():
+    if wrong.ndim != 4 or not np.isfinite(a).all():
         return []
     hit = np.flatnonzero(wrong.any(axis=(0, 2, 3)))
     difference = (a - r)[:, hit]
@@ -89,7 +91,7 @@ def _shifted(a: Array, r: Array, wrong: Array) -> list[str]:
     shifts = []
     for place, channel in enumerate(hit):
         values = difference[:, place][wrong[:, channel]]
-        if values.std() > _CONSTANT * abs(values.mean()):
+        if values.size < _FEW or values.std() > _CONSTANT * abs(values.mean()):
             return []
         shifts.append(values.mean())
     return ["every wrong channel is off by a constant, as without its bias"] if shifts else []

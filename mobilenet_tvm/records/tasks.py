@@ -75,7 +75,7 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
     from tvm.autotvm.task.topi_integration import TaskExtractEnv
 
     import mobilenet_tvm.schedules
-    from mobilenet_tvm.schedules.x86.layout import keeps_layout
+    from mobilenet_tvm.schedules.x86.layout import is_sound, keeps_layout
 
     mobilenet_tvm.schedules.use(schedules)
     target = tvm.target.Target(preset.target)
@@ -110,6 +110,7 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
         handle = autotvm.task.create(name, arguments, target)
         space = handle.config_space
         candidates = [i for i in range(space.range_length) if space.is_index_valid(i)]
+        candidates = [i for i in candidates if is_sound(handle, i)]
         if schedules == "ours":
             with target:
                 kept = [i for i in candidates if keeps_layout(handle, space.get(i))]

@@ -35,6 +35,7 @@ class Steps:
     Attributes:
         manifest: of the artifact.
         nodes: its kernels, in the order in which they run.
+        heads: of each output of the manifest, the kernel that makes it; None where none does.
     """
 
     def __init__(self, library: Any, manifest: Any) -> None:
@@ -59,8 +60,10 @@ class Steps:
                     inputs.append(name)
             nodes.append(Node(node["name"], tuple(inputs)))
         self.nodes = tuple(nodes)
+        self.heads = tuple(place.get(row) for row, *_ in graph["heads"])
         outputs = graph["node_row_ptr"]
-        self._single = outputs == list(range(len(outputs)))  # one output a node
+        # With one output a node: the executor shows its memory by the number of the node alone.
+        self._single = outputs == list(range(len(outputs)))
         self._kinds = [graph["nodes"][row]["attrs"]["func_name"] for row in self._rows]
         self._executor = library["debug_create"]("default", tvm.cpu(0))
 
@@ -70,7 +73,8 @@ class Steps:
         Args:
             inputs: as ``Module.run`` takes them.
             poison: fill the buffer that a kernel writes with NaN before it runs, so that what it
-                does not write, or reads before it has written it, shows.
+                does not write, or reads before it has written it, shows. Not done in a graph
+                that has a kernel with several outputs.
 
         Raises:
             UsageError: an input does not fit.

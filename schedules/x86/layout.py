@@ -72,3 +72,18 @@ def keeps_layout(task: Any, config: Any) -> bool:
         channel_block(channels),
         channel_block(filters),
     )
+
+
+def is_sound(task: Any, index: int) -> bool:
+    """Whether a stock template's configuration computes the convolution at all.
+
+    That of grouped convolutions (topi/x86/group_conv2d.py) splits all channels where it means a
+    group's: with a block that does not divide those it reads beyond its buffers, or divides by
+    zero. An unscheduled kernel of the same configuration does so too, and agrees.
+    """
+    if task.name != "group_conv2d_nchw.x86":
+        return True
+    config, groups = task.config_space.get(index), task.args[5]
+    depth, filters = task.args[1][1][1], task.args[1][1][0] // groups
+    blocks = config["tile_ic"].size[-1], config["tile_oc"].size[-1]
+    return bool(depth % blocks[0] == 0 and filters % blocks[1] == 0)

@@ -6,7 +6,15 @@ import pytest
 from mobilenet_tvm.build.manifest import TensorSpec
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.parity import check, compare, onnx_runner, onnxruntime_runner
-from mobilenet_tvm.parity.kinds import DEFAULT_KINDS, FAMILIES, KINDS, generate, resolve
+from mobilenet_tvm.parity.kinds import (
+    DEFAULT_KINDS,
+    FAMILIES,
+    KINDS,
+    MadeUp,
+    generate,
+    plan,
+    resolve,
+)
 from mobilenet_tvm.zoo import build
 
 SPEC = TensorSpec("x", (1, 3, 8, 8), "float32")
@@ -56,6 +64,16 @@ def test_an_input_is_made_again_by_its_kind_and_the_seed():
     assert np.array_equal(alone["large 1"], among["large 1"])
     assert not np.array_equal(alone["large 0"], alone["large 1"])
     assert not np.array_equal(made("large", seed=4), alone["large 0"])
+
+
+def test_the_plan_is_what_is_generated_and_each_input_can_be_made_alone():
+    made_up = plan(("zeros", "huge"), 3)
+    assert made_up == (MadeUp("zeros", 0), MadeUp("huge", 0), MadeUp("huge", 1))
+    for one, (name, kind, feed) in zip(
+        made_up, generate([SPEC], ("zeros", "huge"), 3, 7), strict=True
+    ):
+        assert (one.name, one.kind) == (name, kind)
+        assert np.array_equal(one.feed([SPEC], 7)["x"], feed["x"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -141,7 +141,7 @@ def test_a_model_the_reference_cannot_run_is_one_line(runner, capfd):
     node = helper.make_node("NoSuchOperator", ["x"], ["y"], domain="elsewhere")
     model = network([node], {}, [1])
     model.opset_import.append(helper.make_opsetid("elsewhere", 1))
-    with pytest.raises(UsageError, match=r"does not run this model.*try --reference") as caught:
+    with pytest.raises(UsageError, match=r"does not run this model.*try the reference") as caught:
         runner(model.SerializeToString(), {"x": (1,)})({"x": weights(1)})
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

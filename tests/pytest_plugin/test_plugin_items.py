@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ pytestmark = pytest.mark.slow  # builds a model, and starts a pytest for each te
 
 ARTIFACT = f"artifacts/{NAME}"
 ONNX = "--mobilenet-onnx=models/flowers.onnx"
-CHECKS = ["manifest", "machine", "checked", "parity[uniform 0]", "parity[uniform 1]", "repeatable"]
+CHECKS = ["manifest", "machine", "checked", "parity[uniform 0]", "parity[normal 0]", "repeatable"]
 TWO = ("--mobilenet-inputs", "2")
 
 
@@ -145,6 +148,9 @@ def test_a_planted_fault_fails_with_the_verdict_and_lf_finds_it_again(
             rf"{told}$",
             r"-+ Captured figures call -+",
             r"FAIL logits \[1, 10\] float32: max error \S+ of scale \S+ .*; would pass at \S+$",
+            r"-+ the same input again; with --bisect it names the layer -+",
+            r"python -m mobilenet_tvm.check /\S+/broken/flowers.x86-avx2.so --onnx /\S+\.onnx "
+            r"--kinds normal --seed 0 --inputs 1$",
             rf"FAILED .*broken/flowers.x86-avx2.so::parity\[uniform 0\] - Failed: {told}$",
         ]
     )
@@ -157,7 +163,7 @@ def test_a_planted_fault_fails_with_the_verdict_and_lf_finds_it_again(
 def test_the_fault_passes_at_a_tolerance_that_is_wide_enough(project: Any, built: Built) -> None:
     result = project.runpytest_subprocess(
         *(f"--mobilenet-artifact={built.broken}", f"--mobilenet-onnx={built.broken_onnx}"),
-        *("--mobilenet-tolerance=5", "-k", "uniform", *TWO),
+        *("--mobilenet-tolerance=5", "-k", "parity", *TWO),
     )
     result.assert_outcomes(passed=2, deselected=4)
 
@@ -204,6 +210,63 @@ def test_a_damaged_file_fails(project: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "inputs"),
+    [
+        ([], "uniform 0, normal 0, zeros 0, large 0, equal 0"),
+        (
+            ["--mobilenet-kinds=adversarial, uniform"],
+            "zeros 0, equal 0, huge 0, denormal 0, uniform 0",
+        ),
+        (
+            ["--mobilenet-kinds=zeros,large", "--mobilenet-inputs=4"],
+            "zeros 0, large 0, large 1, large 2",
+        ),
+    ],
+)
+def test_the_kinds_are_counted_as_check_counts_them(
+    project: Any, options: list[str], inputs: str
+) -> None:
+    result = project.runpytest_inprocess(
+        *("--collect-only", "-q", f"--mobilenet-artifact={ARTIFACT}", *options)
+    )
+    found = lines(result, f"{ARTIFACT}::parity")
+    assert found == [f"{ARTIFACT}::parity[{name}]" for name in inputs.split(", ")]
+
+
+def test_a_failing_input_is_made_again_by_the_command_it_prints(
+    project: Any, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone among its kind's inputs, as no item makes those before it."""
+    edit(project.path / ARTIFACT, model=read_manifest(built.broken).model)
+    (project.path / "models" / "flowers.onnx").write_bytes(built.broken_onnx.read_bytes())
+    project.makeini("[pytest]\nmobilenet_kinds = normal, large\nmobilenet_inputs = 4")
+    options = (f"--mobilenet-artifact={ARTIFACT}", ONNX, "--junitxml=out.xml")
+    result = project.runpytest_subprocess(f"{ARTIFACT}::parity[large 1]", *options)
+    result.assert_outcomes(failed=1)
+    heading = "- the same input again; with --bisect it names the layer -"
+    (command,) = (
+        below
+        for above, below in zip(result.outlines, result.outlines[1:], strict=False)
+        if heading in above
+    )
+    assert command == (
+        f"python -m mobilenet_tvm.check {ARTIFACT} --onnx models/flowers.onnx --kinds large "
+        "--seed 0 --inputs 2"
+    )
+    assert command in (project.path / "out.xml").read_text(encoding="utf-8")
+    (figures,) = lines(result, "FAIL logits")
+    _, *arguments = shlex.split(command)
+    again = project.run(sys.executable, *arguments, "--json", "--bisect")
+    assert again.ret == 1
+    told = json.loads(again.stdout.str())
+    assert [case["input"] for case in told["cases"]] == ["large 0", "large 1"]
+    ((output,),) = (c["outputs"] for c in told["cases"] if c["input"] == "large 1")
+    assert f"absolute {output['absolute_error']:.1e}, " in figures
+    assert f"cosine {output['cosine']:.6f}, " in figures
+    assert told["bisect"]["reproducer"] is not None
+
+
+@pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--mobilenet-artifact=gone.so"], "--mobilenet-artifact: no file at .*gone.so: correct"),
@@ -212,6 +275,14 @@ def test_a_damaged_file_fails(project: Any) -> None:
         (["--mobilenet-onnx=gone.onnx"], "--mobilenet-onnx: no file at .*gone.onnx: correct"),
         (["--mobilenet-reference=torch"], "torch: it is one of onnxruntime, onnx"),
         (["--mobilenet-images=gone"], "mobilenet images: no folder of photos at .*gone"),
+        (
+            ["--mobilenet-kinds=uniform,nan"],
+            "mobilenet kinds: no inputs of kind nan: take uniform, ",
+        ),
+        (
+            ["--mobilenet-kinds=zeros", "--mobilenet-inputs=2"],
+            "mobilenet inputs: there is one input of kind zeros, and 2 were asked for: name",
+        ),
         (["--mobilenet-inputs=0"], "mobilenet inputs 0 and no images: parity needs an input"),
         (["--mobilenet-inputs=1.5"], "mobilenet inputs 1.5: it must be a whole number, 0 or more"),
         (["--mobilenet-tolerance=nan"], "mobilenet tolerance nan: it must be a number, 0 or more"),
@@ -236,7 +307,8 @@ def test_settings_come_from_the_ini_file_too(project: Any) -> None:
         mobilenet_artifacts = "arti*/*.so"
         mobilenet_onnx = "models/*.onnx"
         mobilenet_images = "photos"
-        mobilenet_inputs = 1
+        mobilenet_inputs = 2
+        mobilenet_kinds = ["huge", "zeros,large"]
         """
     )
     project.makepyfile(**{"tests/test_own": "def test_own(mobilenet_artifact): pass"})
@@ -249,8 +321,8 @@ def test_settings_come_from_the_ini_file_too(project: Any) -> None:
     assert lines(one, "artifacts") == [f"{ARTIFACT}::photo[rose.png]"]
     project._monkeypatch.chdir(project.path / "sub")
     everything = project.runpytest_inprocess("--collect-only", "-q")
-    checks = ["manifest", "machine", "checked", "parity[uniform 0]", "photo[rose.png]"]
-    assert lines(everything, "artifacts") == [f"{ARTIFACT}::{c}" for c in [*checks, "repeatable"]]
+    checks = [*CHECKS[:3], "parity[huge 0]", "parity[zeros 0]", "photo[rose.png]", "repeatable"]
+    assert lines(everything, "artifacts") == [f"{ARTIFACT}::{check}" for check in checks]
 
 
 def test_a_named_check_is_run_alone(project: Any) -> None:

@@ -141,6 +141,26 @@ def test_convolution_that_stays_tvms_keeps_the_layout_of_the_rest() -> None:
         assert (config in task.candidates) == (blocks == [16, 16])
 
 
+@pytest.mark.parametrize("schedules", ["ours", "stock"])
+def test_blocks_that_tvms_grouped_template_computes_wrongly_are_no_candidates(
+    schedules: str,
+) -> None:
+    """A block has to divide a group's channels, not all of them (AlexNet's second layer)."""
+    import tvm
+    from tvm import relay
+
+    data, weight = relay.var("data", shape=(1, 32, 8, 8)), relay.var("weight", shape=(48, 16, 3, 3))
+    module = tvm.IRModule.from_expr(relay.nn.conv2d(data, weight, padding=(1, 1), groups=2))
+    module = relay.transform.InferType()(module)
+    (task,) = extract_tasks(module, targets.resolve("x86-avx512"), schedules=schedules)
+    space = task.handle.config_space
+    assert 0 < len(task.candidates) < len(space)
+    assert task.default in task.candidates
+    for config in range(space.range_length):
+        inner = [space.get(config)[knob].size[-1] for knob in ("tile_ic", "tile_oc")]
+        assert (config in task.candidates) == (16 % inner[0] == 0 and 24 % inner[1] == 0)
+
+
 def test_search_is_silent_only_while_it_extracts(tiny_relay: RelayModel) -> None:
     from tvm import autotvm
 
