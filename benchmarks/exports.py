@@ -161,7 +161,11 @@ def section(results: list[Result]) -> str:
     for r in done:
         groups[r.note["model"], r.refused].append(r)
     for (name, refused), members in groups.items():
-        forms = ", ".join(f"{r.note['exporter']} {r.opset} {r.note['batch']}" for r in members)
+        # An exporter may write another opset than it was asked for.
+        written = {(r.note["exporter"], r.opset, r.note["batch"]) for r in members}
+        forms = ", ".join(
+            f"{exporter} {number} {batch}" for exporter, number, batch in sorted(written)
+        )
         counts = sorted({r.convolutions for r in members})
         errors = [r.error for r in members if r.error is not None]
         alive = [r.alive for r in members if r.alive is not None]
