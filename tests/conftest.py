@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# For the tests of our plug-in; pytest wants to be told here.
+pytest_plugins = ["pytester"]
+
 REPO = Path(__file__).resolve().parents[1]
 
 

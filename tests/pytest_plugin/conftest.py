@@ -28,8 +28,6 @@ from mobilenet_tvm.build.manifest import (
 )
 from mobilenet_tvm.parity import check_artifact, checks  # loaded before a run in this process
 
-pytest_plugins = ["pytester"]
-
 REPO = Path(__file__).resolve().parents[2]
 NAME = "flowers.x86-avx2.so"
 
