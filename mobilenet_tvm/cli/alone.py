@@ -9,6 +9,7 @@ from pathlib import Path
 from mobilenet_tvm import frontend, targets
 from mobilenet_tvm.build import compile_model, make_plans
 from mobilenet_tvm.build.manifest import ModelInfo
+from mobilenet_tvm.build.plans import by_estimate
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.cli.logs_given import read_logs
 from mobilenet_tvm.cli.options import file_name, parse_shape, positive
@@ -64,8 +65,7 @@ def build_alone(args: argparse.Namespace, folder: Path, out: Output) -> Path:
                 f"{preset.name}: name its own log, or its own --target"
             )
         plans = [p for p in make_plans(relay.module, tasks, best) if p.dropped is None]
-        # An untuned layer counts nothing: a plan that leaves none is better founded.
-        plan = min(plans, key=lambda plan: (plan.untuned, plan.estimate_s), default=None)
+        plan = min(plans, key=by_estimate, default=None)
         path = folder / f"{file_name(args.onnx.stem)}.{preset.name}.so"
         compile_model(
             relay,

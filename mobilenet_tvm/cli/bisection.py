@@ -55,7 +55,7 @@ def bisect_result(
             artifact,
             feed_of(manifest, name),
             onnx=onnx,
-            reference=result.reference.split(maxsplit=1)[0],
+            reference=result.decided_by,
             tolerance=tolerance,
         )
     payload = {"input": name, **found.as_dict(), "reproducer": None}
@@ -65,11 +65,10 @@ def bisect_result(
         return payload
     _print_culprit(found, out)
     try:
-        command = _reproduce(found, manifest, folder)
+        command = _reproduce(found, manifest, folder, _asked(result, tolerance))
     except DeviceError as error:
         out.warn(f"the layer is not written out: {error} (--bisect-output names another folder)")
         return payload
-    command = shlex.join([*shlex.split(command), *_asked(result, tolerance)])
     out.line(f"alone     {command}")
     return {**payload, "reproducer": {"folder": str(folder), "command": command}}
 
@@ -77,8 +76,9 @@ def bisect_result(
 def _asked(result: ParityResult, tolerance: float | None) -> list[str]:
     """The options that the layer alone must be judged by, too."""
     asked = [] if tolerance is None else ["--rtol", f"{tolerance:g}"]
-    name = result.reference.split(maxsplit=1)[0]
-    return asked if name == "onnxruntime" else [*asked, "--reference", name]
+    if result.decided_by != "onnxruntime":
+        asked += ["--reference", result.decided_by]
+    return asked
 
 
 def feed_again(
@@ -149,14 +149,14 @@ def _schedule(one: LayerCheck) -> str:
     return f"{whose} for {info.task}: {tuned if info.records else 'the untuned default'}"
 
 
-def _reproduce(found: Bisection, manifest: Manifest, folder: Path) -> str:
-    """Write the culprit on its own; the command that checks it."""
+def _reproduce(found: Bisection, manifest: Manifest, folder: Path, asked: Sequence[str]) -> str:
+    """Write the culprit on its own; the command that checks it, by the options ``asked`` too."""
     model, inputs, *logs = write_reproducer(folder, found)
     command = ["python", "-m", "mobilenet_tvm.check", "--onnx", str(model), "--npz", str(inputs)]
     command += ["--inputs", "0", "--target", manifest.target.preset]
     if logs:
         command += ["--logs", *map(str, logs)]
-    return shlex.join(command)
+    return shlex.join([*command, *asked])
 
 
 def _table(layers: Sequence[LayerCheck]) -> Table:

@@ -15,7 +15,7 @@ from rich.table import Table
 from mobilenet_tvm.bench.decide import Candidate, Choice, decide
 from mobilenet_tvm.build import Plan, compile_model
 from mobilenet_tvm.build.manifest import CandidateInfo, Manifest
-from mobilenet_tvm.build.plans import times
+from mobilenet_tvm.build.plans import by_estimate, times
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.errors import DeviceError, carries_interrupt, last_line
 from mobilenet_tvm.parity import ParityResult, check_artifact
@@ -70,7 +70,7 @@ def build_and_decide(
     measured = job.preset.runs_here()
     wanted = [plan for plan in plans if plan.dropped is None]
     if not measured:
-        wanted.sort(key=_by_estimate)
+        wanted.sort(key=by_estimate)
     told = {
         plan.name: CandidateInfo(plan.name, False, f"not built: {plan.dropped}")
         for plan in plans
@@ -145,7 +145,7 @@ def _fastest(
             choice = decide([_candidate(one) for one in fit], threads=threads)
     except DeviceError as error:
         out.warn(f"the candidates cannot be measured: {error}")
-        chosen = min(fit, key=lambda one: _by_estimate(one.plan))
+        chosen = min(fit, key=lambda one: by_estimate(one.plan))
         why = f"least estimate: not measured, for {error}"
         return chosen, [
             _info(one, why if one is chosen else "not measured", chosen=one is chosen)
@@ -185,11 +185,6 @@ def _not_built(plan: Plan, chosen: Plan) -> CandidateInfo:
     if plan.untuned:
         why = f"not built: {plan.untuned} of its convolutions have no record"
     return CandidateInfo(plan.name, False, why)
-
-
-def _by_estimate(plan: Plan) -> tuple[bool, float]:
-    """The least first; an estimate that leaves something out says nothing against a whole one."""
-    return plan.untuned > 0, plan.estimate_s
 
 
 def _only(plans: Sequence[Plan], chosen: Built, measured: bool) -> str:

@@ -31,7 +31,7 @@ def print_result(result: ParityResult, out: Output) -> None:
     if not result:
         _some(result.failures[1:], len(result.failures) - 1, out)  # the summary says the first
         if len(result.references) <= 1 and not any(case.unrepeatable for case in result.cases):
-            decided = result.reference.split(maxsplit=1)[0]
+            decided = result.decided_by
             both = [decided, *(name for name in RUNNERS if name != decided)]
             out.line(
                 f"one reference cannot say who is wrong: ask with --reference {','.join(both)}"

@@ -9,7 +9,6 @@ inputs that the kernel was given. So an error is told from its consequences.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from mobilenet_tvm.build.manifest import LayerInfo
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.parity.comparison import compare
+from mobilenet_tvm.parity.comparison import compare, finite_or_none
 from mobilenet_tvm.parity.inputs import shapes_of
 from mobilenet_tvm.parity.kinds import Feed
 from mobilenet_tvm.parity.references import RUNNERS, reference_onnx
@@ -276,9 +275,6 @@ def _error(actual: Array, reference: Array, tolerance: float) -> float:
 
 
 def _layer_as_dict(layer: LayerCheck) -> dict[str, Any]:
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
     return {
         "nodes": list(layer.nodes),
         "title": layer.title,
@@ -289,9 +285,9 @@ def _layer_as_dict(layer: LayerCheck) -> dict[str, Any]:
         "searcher": layer.info.searcher,
         "template": layer.info.template,
         "tuned": bool(layer.info.records),
-        "error_before": number(layer.before),
-        "error_after": number(layer.after),
-        "own_error": number(layer.own),
+        "error_before": finite_or_none(layer.before),
+        "error_after": finite_or_none(layer.after),
+        "own_error": finite_or_none(layer.own),
         "poisoned": layer.poisoned,
     }
 

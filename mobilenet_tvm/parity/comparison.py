@@ -104,11 +104,11 @@ class OutputComparison:
             "problem": self.problem,
             "shape": list(self.shape),
             "dtype": self.dtype,
-            "error": _number(self.error),
-            "absolute_error": _number(self.absolute_error),
-            "relative_error": _number(self.relative_error),
-            "scale": _number(self.scale),
-            "cosine": _number(self.cosine),
+            "error": finite_or_none(self.error),
+            "absolute_error": finite_or_none(self.absolute_error),
+            "relative_error": finite_or_none(self.relative_error),
+            "scale": finite_or_none(self.scale),
+            "cosine": finite_or_none(self.cosine),
             "nan": self.actual_non_finite.nan,
             "inf": self.actual_non_finite.inf,
             "reference_nan": self.reference_non_finite.nan,
@@ -211,7 +211,8 @@ def _compare_output(
     )
 
 
-def _number(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """``value`` as JSON can have it: None where it is NaN or infinite."""
     return value if math.isfinite(value) else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mobilenet_tvm.build.manifest import NpzInfo, ParityInfo
 from mobilenet_tvm.parity.case import NPZ, Case, count_kinds
-from mobilenet_tvm.parity.comparison import OutputComparison
+from mobilenet_tvm.parity.comparison import OutputComparison, finite_or_none
 from mobilenet_tvm.parity.photos import PhotoAgreement, PhotoTally, Unreadable
 
 
@@ -39,6 +39,11 @@ class ParityResult:
             return False
         judged = any(case.conclusive for case in self.cases)
         return judged or bool(self.folder)
+
+    @property
+    def decided_by(self) -> str:
+        """The deciding reference as ``RUNNERS`` calls it, without its version."""
+        return self.reference.split(maxsplit=1)[0]
 
     @property
     def photo_agreement(self) -> PhotoAgreement:
@@ -160,7 +165,7 @@ class ParityResult:
             "reference": self.reference,
             "references": list(self.references or (self.reference,)),
             "tolerance": self.tolerance,
-            "would_pass_at": _number(self.would_pass_at),
+            "would_pass_at": finite_or_none(self.would_pass_at),
             "worst": worst and {"input": worst[0].name, "output": worst[1].name},
             "top1_agreement": self.agreement(1),
             "seed": self.seed,
@@ -176,7 +181,3 @@ class ParityResult:
 def _share(value: float) -> str:
     """``0.9998`` is not ``1.00``."""
     return f"{value:.2f}" if value in (0, 1) or 0.005 <= value <= 0.995 else f"{value:.6f}"
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity.references import with_shapes
+from mobilenet_tvm.parity.references import Shapes, with_shapes
 
 Array = NDArray[Any]
 
 _RESHAPERS = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Tapped:
