@@ -14,29 +14,27 @@ from pathlib import Path
 
 from mobilenet_tvm.errors import DeviceError, UsageError, last_line
 
-# For a CPU that qemu may not have, models with at least its instructions, nearest first. By
-# LLVM's feature lists, against which the tests hold each row: ARMv8.2 with dot products and
-# half floats is what A55, A75 to A78, X1 and N1 share. What is here by no row is "max".
-_AT_LEAST: dict[str, tuple[str, ...]] = {
+# For a CPU that qemu may not have, models with at least its instructions, nearest first (the
+# tests hold each row against LLVM's lists): ARMv8.2 with dot products and half floats is what
+# A55, A75 to A78, X1 and N1 have in common. A CPU that is not here is emulated as "max".
+_AARCH64: dict[str, tuple[str, ...]] = {
     "generic": ("cortex-a53",),
     "cortex-a34": ("cortex-a35", "cortex-a53"),
     "cortex-a55": ("cortex-a76", "neoverse-n1"),
     "cortex-a73": ("cortex-a72", "cortex-a57"),
     "cortex-a75": ("cortex-a76", "neoverse-n1"),
     "cortex-a77": ("cortex-a76", "neoverse-n1"),
+    "cortex-a78": ("cortex-a76", "neoverse-n1"),
+    "cortex-x1": ("cortex-a76", "neoverse-n1"),
 }
-
-# qemu-arm's "any" and "max" know more than any ARMv7 CPU; A7 is the plain one of the family
-# with NEON that still has every one of its instructions.
+# A9 is ARMv7 with NEON and without what A7 and A15 have more: fused multiply-add and division.
 _ARMV7: dict[str, tuple[str, ...]] = {
-    "generic": ("cortex-a7", "cortex-a15"),
-    "armv7": ("cortex-a7", "cortex-a15"),
+    "generic": ("cortex-a9", "cortex-a8"),
     "cortex-a5": ("cortex-a7", "cortex-a15"),
     "cortex-a12": ("cortex-a15",),
     "cortex-a17": ("cortex-a15",),
-    "cortex-a32": ("max",),
 }
-
+TABLES = {"aarch64": _AARCH64, "armv7l": _ARMV7}
 
 @dataclass(frozen=True)
 class EmulatedCpu:
@@ -94,14 +92,10 @@ def nearest(cpu: str, models: Collection[str], arch: str = "aarch64") -> Emulate
     """
     if cpu in models:
         return EmulatedCpu(cpu)
-    table = _AT_LEAST if arch == "aarch64" else _ARMV7
-    for name in table.get(cpu, ()):
+    for name in TABLES[arch].get(cpu, ()):
         if name in models:
-            return EmulatedCpu(
-                name, f"this qemu has no {cpu}; {name} has all of its instructions for this"
-            )
+            note = f"this qemu has no {cpu}: {name}, which has at least its instructions"
+            return EmulatedCpu(name, note)
     return EmulatedCpu(
-        "max",
-        f"this qemu has no {cpu} and none near it; max has every instruction that qemu knows, "
-        "also those that the board lacks",
+        "max", f"this qemu has no {cpu}: max, which has instructions that the board lacks"
     )

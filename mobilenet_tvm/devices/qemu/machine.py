@@ -40,6 +40,9 @@ def python_script(version: str) -> str:
 # VIRTUAL_ENV, nor TVM's and qemu's settings.
 _INHERITED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 
+# The default CPU of each architecture.
+_PLAIN = {"aarch64": "cortex-a72", "armv7l": "cortex-a9"}
+
 # e_machine of an ELF header, and this package's name for it (``Preset.arch``).
 _ARCHS = {40: "armv7l", 183: "aarch64"}
 
@@ -76,7 +79,7 @@ class QemuRuntime:
         self,
         argv: Sequence[str],
         *,
-        cpu: str = "cortex-a72",
+        cpu: str = _PLAIN["aarch64"],
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.Popen[Any]:
@@ -100,7 +103,7 @@ class QemuRuntime:
         self,
         argv: Sequence[str],
         *,
-        cpu: str = "cortex-a72",
+        cpu: str = _PLAIN["aarch64"],
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.CompletedProcess[Any]:
@@ -112,7 +115,7 @@ class QemuRuntime:
         self,
         argv: Sequence[str],
         *,
-        cpu: str = "cortex-a72",
+        cpu: str | None = None,
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.CompletedProcess[Any]:
@@ -120,7 +123,7 @@ class QemuRuntime:
 
         Args:
             argv: the path of an ELF file, and its arguments.
-            cpu: a name that qemu knows for that architecture.
+            cpu: a name that qemu knows for that architecture; by default a plain one.
             env: variables on top of the board's own environment.
             options: as for ``subprocess.run``.
 
@@ -132,7 +135,7 @@ class QemuRuntime:
         command = [str(self.emulators[arch])]
         if arch == "aarch64":
             command += ["-L", str(self.root)]
-        environment = self._environment(arch, cpu, env)
+        environment = self._environment(arch, cpu or _PLAIN[arch], env)
         return subprocess.run([*command, *argv], env=environment, **options)
 
     def cpus(self, arch: str = "aarch64") -> tuple[str, ...]:
