@@ -47,8 +47,8 @@ def compute(
         padding: ``(top, left, bottom, right)`` or a shorter form of it.
         tag: of the convolution.
         channel_block: block of a number of channels.
-        define_space: defines the knobs, given ``cfg``, the output's height and width, and the
-            kernel's.
+        define_space: defines the knobs, given ``cfg``, the output's height and width, the
+            number of taps and the horizontal stride.
 
     Returns:
         ``[N, C/x, OH, OW, x]``, or ``[N, C, OH, OW]`` for 4-D data outside tuning.
@@ -86,7 +86,7 @@ def compute(
     top, left, bottom, right = get_pad_tuple(padding, (kernel_height, kernel_width))
     out_height = (height + top + bottom - kernel_height) // stride_y + 1
     out_width = (width + left + right - kernel_width) // stride_x + 1
-    define_space(cfg, out_height, out_width, kernel_height, kernel_width)
+    define_space(cfg, out_height, out_width, kernel_height * kernel_width, stride_x)
     cfg.add_flop(2 * batch * chunks * block * out_height * out_width * kernel_height * kernel_width)
 
     tap_y = te.reduce_axis((0, kernel_height), name="tap_y")

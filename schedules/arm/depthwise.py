@@ -12,13 +12,14 @@ two rows of a 3x3 kernel, four rows of pixels serve six rows of taps.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 from tvm import autotvm, te
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 
 from mobilenet_tvm.schedules import depthwise as shared
-from mobilenet_tvm.schedules.arm.target import channel_block, registers
+from mobilenet_tvm.schedules.arm.target import channel_block, in_order, registers
 from mobilenet_tvm.schedules.layout import divisors
 from mobilenet_tvm.schedules.template import schedule_template
 
@@ -26,16 +27,36 @@ TASK = "depthwise_conv2d_NCHWc.mobilenet_arm"
 TAG = "mobilenet_depthwise_NCHWc"
 # FMAs in one unrolled tile. LLVM takes a second for that many, and much longer for more.
 MAX_UNROLLED = 400
+# With the weights of 3x3 taps and a row of pixels they fill 32 registers.
+DEFAULT_SUMS = 7
 
 
-def _define_space(cfg: Any, height: int, width: int, taps_y: int, taps_x: int) -> None:
+def _default_tile(all_rows: list[int], width: int, stride: int) -> tuple[int, int]:
+    """Most sums that leave room for the weights: seven beside each other where they divide a row.
+
+    LLVM unrolls a loop over two tiles, and then keeps too much of both at once. Not so where it
+    schedules for a core that issues in order and neighbours share pixels: there it gains by it.
+    """
+    all_columns = divisors(width, DEFAULT_SUMS)
+    two_tiles = width == 2 * all_columns[-1] and not (in_order() and stride == 1)
+    if two_tiles and in_order():
+        return all_rows[-1], 1
+    tiles = [
+        (rows, columns)
+        for rows, columns in itertools.product(all_rows, all_columns[: -1 if two_tiles else None])
+        if rows * columns <= DEFAULT_SUMS
+    ]
+    return max(tiles, key=lambda tile: (tile[0] * tile[1], tile), default=(1, 1))
+
+
+def _define_space(cfg: Any, height: int, width: int, taps: int, stride: int) -> None:
     """Knobs ``rows`` x ``columns``, an output tile, and ``taps_outer``, the order of its loops."""
     spare = 6  # the weights and pixels that are being multiplied
     sums = registers() - spare
 
     def fits(rows: int, columns: int) -> bool:
-        unrolled = rows * columns * taps_y * taps_x
-        return rows * columns <= sums and (unrolled <= MAX_UNROLLED or rows * columns == 1)
+        tile = rows * columns
+        return tile == 1 or (tile <= sums and tile * taps <= MAX_UNROLLED)
 
     all_rows = [rows for rows in (1, 2, 4) if height % rows == 0]
     all_columns = divisors(width, sums)
@@ -45,11 +66,9 @@ def _define_space(cfg: Any, height: int, width: int, taps_y: int, taps_x: int) -
     if isinstance(cfg, ConfigSpace):
         cfg.multi_filter(lambda entity: fits(entity["rows"].val, entity["columns"].val))
     if cfg.is_fallback:
-        tiles = [(r, c) for r in all_rows for c in all_columns if fits(r, c) and r * c <= sums // 2]
-        cfg["rows"], cfg["columns"] = map(
-            OtherOptionEntity, max(tiles, key=lambda tile: (tile[0] * tile[1], tile[1]))
-        )
-        cfg["taps_outer"] = OtherOptionEntity(1)
+        rows, columns = _default_tile([row for row in all_rows if row <= 2], width, stride)
+        cfg["rows"], cfg["columns"] = OtherOptionEntity(rows), OtherOptionEntity(columns)
+        cfg["taps_outer"] = OtherOptionEntity(int(not in_order()))
 
 
 @autotvm.register_topi_compute(TASK)

@@ -26,7 +26,13 @@ from tvm import autotvm, te
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 
 from mobilenet_tvm.schedules import pointwise as shared
-from mobilenet_tvm.schedules.arm.target import channel_block, in_order, registers
+from mobilenet_tvm.schedules.arm.target import (
+    LANES,
+    channel_block,
+    in_order,
+    load_lanes,
+    registers,
+)
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 from mobilenet_tvm.schedules.template import schedule_template
 
@@ -37,15 +43,20 @@ MAX_CHUNKS = 4
 MAX_CHUNKS_OF_FEW_PIXELS = 16  # one pixel needs many blocks to keep the FMA units busy
 # Sums that hide an FMA's latency: 4 cycles at two a cycle, or 8 at one (Cortex-A53).
 ENOUGH_SUMS = 8
+# Beyond 28x28 the pixels of one image leave a small L2 cache, and the weights are few.
+MAX_PIXELS_IN_CACHE = 28 * 28
 
 
 def fits(chunks: int, pixels: int, lanes: int) -> bool:
     """Whether a tile and its operands fit the vector registers.
 
     Either all of the tile's pixels or all the weights of ``lanes`` channels stay in registers
-    while the others pass through two more.
+    while the others pass through two more; a 32-bit target may have no fused multiply-add, and
+    needs two for products. Of halved loads LLVM begins with all.
     """
-    return chunks * pixels + min(pixels, chunks * lanes) + 2 <= registers()
+    passing = 2 if registers() == 32 else 4
+    operands = min(pixels, chunks * LANES) if lanes == LANES else pixels * (LANES // lanes)
+    return chunks * pixels + operands + passing <= registers()
 
 
 def loads_per_fma(chunks: int, pixels: int) -> float:
@@ -67,14 +78,17 @@ def define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
         width: of the output.
     """
     few = height * width < ENOUGH_SUMS
-    all_lanes = [2, 4] if in_order() else [4]
     knobs = {
         "chunks": divisors(out_chunks, MAX_CHUNKS_OF_FEW_PIXELS if few else MAX_CHUNKS),
         "rows": [rows for rows in (1, 2) if height % rows == 0],
         "columns": divisors(width, registers()),
-        "lanes": all_lanes,
+        "lanes": [LANES, LANES // 2] if in_order() else [LANES],
     }
-    tiles = [tile for tile in itertools.product(*knobs.values()) if fits(tile[0], tile[1] * tile[2], tile[3])]
+    tiles = [
+        (chunks, rows, columns, lanes)
+        for chunks, rows, columns, lanes in itertools.product(*knobs.values())
+        if fits(chunks, rows * columns, lanes)
+    ]
     most = max(chunks * rows * columns for chunks, rows, columns, _ in tiles)
     fewest = min(ENOUGH_SUMS, most)
     kept = {tile for tile in tiles if tile[0] * tile[1] * tile[2] >= fewest}
@@ -85,8 +99,10 @@ def define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
     if isinstance(cfg, ConfigSpace):
         cfg.multi_filter(lambda entity: tuple(entity[knob].val for knob in knobs) in kept)
     if cfg.is_fallback:
-        tile = min(kept, key=lambda tile: (loads_per_fma(tile[0], tile[1] * tile[2]), tile))
-        default = {**dict(zip(knobs, tile, strict=True)), "band": 1, "pixels_outer": 0}
+        fine = [tile for tile in kept if tile[3] == load_lanes()] or kept
+        tile = min(fine, key=lambda tile: (loads_per_fma(tile[0], tile[1] * tile[2]), tile))
+        default = {**dict(zip(knobs, tile, strict=True)), "band": 1}
+        default["pixels_outer"] = int(height * width > MAX_PIXELS_IN_CACHE)
         for knob, value in default.items():
             cfg[knob] = OtherOptionEntity(value)
 

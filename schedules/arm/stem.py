@@ -21,6 +21,9 @@ from mobilenet_tvm.schedules.template import schedule_template
 
 TASK = "stem_conv2d_NCHWc.mobilenet_arm"
 TAG = "mobilenet_stem_NCHWc"
+DEFAULT_SUMS = 16
+# 3x3. With more, LLVM takes the weights out of the loop over a row, and spills them all.
+MAX_UNROLLED_TAPS = 9
 
 
 def define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
@@ -49,7 +52,10 @@ def define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
     if isinstance(cfg, ConfigSpace):
         cfg.multi_filter(lambda entity: tuple(entity[knob].val for knob in knobs) in kept)
     if cfg.is_fallback:
-        tile = min(kept, key=lambda tile: (1 / tile[0] + 1 / (tile[1] * tile[2]), tile))
+        # All channels of two pixels below each other: what is loaded for one serves the other.
+        sums = {tile: tile[0] * tile[1] * tile[2] for tile in kept}
+        fine = [tile for tile in kept if sums[tile] <= DEFAULT_SUMS]
+        tile = max(fine, key=lambda tile: (sums[tile], tile))
         for knob, value in {**dict(zip(knobs, tile, strict=True)), "pixels_outer": 1}.items():
             cfg[knob] = OtherOptionEntity(value)
 
@@ -128,6 +134,6 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
     taps = 1
     for axis in (tap_x, tap_y, channel):
         taps *= int(axis.dom.extent)
-        if taps <= shared.MAX_UNROLLED_TAPS:
+        if taps <= MAX_UNROLLED_TAPS:
             schedule[sums].unroll(axis)
     schedule[sums].vectorize(o)

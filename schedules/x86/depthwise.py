@@ -66,7 +66,7 @@ def depthwise_conv2d(
     )
 
 
-def _define_space(cfg: Any, height: int, width: int, _taps_y: int, _taps_x: int) -> None:
+def _define_space(cfg: Any, height: int, width: int, _taps: int, _stride: int) -> None:
     # taps_outer: the order of the sums' loops.
     define_row_tile(cfg, height, width, "taps_outer")
 
