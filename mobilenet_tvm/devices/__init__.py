@@ -1,1 +1,1 @@
-"""Where a module runs when it is not this process: boards over TVM's RPC, and what serves there."""
+"""Where a module runs when it is not this process: on boards, over TVM's RPC, and emulated."""
