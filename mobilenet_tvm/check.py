@@ -212,8 +212,7 @@ def _check_on(
 ) -> dict[str, Any]:
     """On a board, or here."""
     if session is not None:
-        emulated = ", emulated" if session.timing == "emulated" else ""
-        out.line(f"board     {session.cpu_name()} at {session.board}{emulated}")
+        out.line(f"board     {session.cpu_name()} at {session.board}")
     with photo_progress(out.console) as progress:
         result = check_artifact(
             artifact,

@@ -160,7 +160,8 @@ def verify_machine(path: Path, manifest: Manifest) -> None:
     if machine != platform.machine():
         raise ForeignArtifactError(
             f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
-            f"{platform.machine()}: compile it with a --target for this machine"
+            f"{platform.machine()}: compile it with a --target for this machine, or check and run "
+            "it on a board (--tracker) or an emulated one (--device qemu)"
         )
     missing = missing_features(manifest.target.cpu_features)
     if missing:

@@ -84,8 +84,8 @@ class Steps:
         # With one output a node: the executor shows its memory by the number of the node alone.
         self._single = outputs == list(range(len(outputs)))
         self._kinds = [graph["nodes"][row]["attrs"]["func_name"] for row in self._rows]
-        device = tvm.cpu(0) if self._session is None else self._session.device()
-        self._executor = library["debug_create"]("default", device)
+        self._device = tvm.cpu(0) if self._session is None else self._session.device()
+        self._executor = library["debug_create"]("default", self._device)
 
     def run(self, inputs: Mapping[str, Array], *, poison: bool = True) -> Iterator[Array]:
         """One inference; the result of each kernel, as it lies in memory, right after it.
@@ -105,7 +105,7 @@ class Steps:
         arrays = check_inputs(self.manifest, inputs)
         with self._calls():
             for name, array in arrays.items():
-                self._executor["set_input"](name, tvm.nd.array(array))
+                self._executor["set_input"](name, tvm.nd.array(array, self._device))
             views = self._buffers() if poison and self._single else None
             # One run from the start: the executor goes on from the node that it ran last.
             self._executor["execute_node"](0)
