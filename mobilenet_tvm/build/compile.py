@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError, autotvm_records
 from mobilenet_tvm.build.folding import optimized
 from mobilenet_tvm.build.layers import FusedModule, layer_infos, safe_kernels_of
 from mobilenet_tvm.build.layouts import mixed
+from mobilenet_tvm.build.link import link
 from mobilenet_tvm.build.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -70,6 +66,7 @@ def compile_model(
     labels: Sequence[str] | None = None,
     schedules: str = "ours",
     plan: Plan | None = None,
+    linker: Sequence[str] | None = None,
 ) -> Manifest:
     """Compile a model with the best records and write ``path`` and its manifest.
 
@@ -85,13 +82,15 @@ def compile_model(
         labels: of the classes, if they are known.
         schedules: ``ours`` or ``stock``.
         plan: which convolutions are Ansor's (``build.plans``); none are by default.
+        linker: a command to link with in place of the preset's (``build.link``).
 
     Returns:
         The manifest as written.
 
     Raises:
         UnusablePlanError: a layer that is Ansor's has no record that fits, or TVM cannot apply it.
-        DeviceError: the linker failed or the folder cannot be written.
+        DeviceError: the linker failed, what it made would not load on the target, or the folder
+            cannot be written.
     """
     toolchain.activate()
     import tvm
@@ -144,7 +143,7 @@ def compile_model(
         mobilenet_tvm.schedules.use("ours")
     used |= ansor_context.used
     applied = [record for record in given if record.key in used]
-    link(library, path, preset)
+    link(library, path, preset, linker=linker)
 
     # A layer that misses Ansor's record ends the build; but one label may stand for several of
     # its tasks, of which a plan needs one.
@@ -153,7 +152,7 @@ def compile_model(
     graph = library.get_graph_json()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        name=path.name.removesuffix(".so"),
+        name=path.name.removesuffix(path.suffix),
         model=info,
         inputs=model.inputs,
         outputs=model.outputs,
@@ -194,32 +193,3 @@ def layout_transforms(graph_json: str) -> int:
     """
     names = (node.get("attrs", {}).get("func_name", "") for node in json.loads(graph_json)["nodes"])
     return sum("layout_transform" in name for name in names)
-
-
-def link(library: Any, path: Path, preset: Preset) -> None:
-    """Link a Relay factory module into a shared library, with no compiler on the machine.
-
-    Raises:
-        DeviceError: the linker failed or the folder cannot be written.
-    """
-
-    def with_zig(output: str, objects: list[str], options: list[str] | None = None) -> None:
-        toolchain.zig(*preset.linker, "-o", output, *objects, *(options or []))
-
-    # TVM asks the output's file for its format before it links.
-    with_zig.output_format = "so"  # type: ignore[attr-defined]
-    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp.so")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        library.export_library(str(temporary), fcompile=with_zig)
-        temporary.replace(path)
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr or "").strip().splitlines() or [str(error)]
-        raise DeviceError(f"linking {path.name} failed: {reason[-1]}") from None
-    except ModuleNotFoundError as error:  # ziglang
-        raise DeviceError(f"linking {path.name} failed: {error}") from None
-    except OSError as error:
-        raise DeviceError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):  # where nothing could be written, nothing is left
-            temporary.unlink()

@@ -194,8 +194,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def manifest_path(artifact: Path) -> Path:
-    """``dir/name.so`` -> ``dir/name.manifest.json``."""
-    return artifact.with_name(artifact.name.removesuffix(".so") + ".manifest.json")
+    """``dir/name.so`` (or ``.tar``) -> ``dir/name.manifest.json``."""
+    name = artifact.name.removesuffix(".so").removesuffix(".tar")
+    return artifact.with_name(name + ".manifest.json")
 
 
 def sha256_file(path: Path) -> str:

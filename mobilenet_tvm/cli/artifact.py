@@ -13,6 +13,7 @@ import msgspec
 from mobilenet_tvm import frontend, targets
 from mobilenet_tvm.bench import check_threads
 from mobilenet_tvm.build import Plan, coverage, make_plans, plan_tasks
+from mobilenet_tvm.build.link import parse_linker
 from mobilenet_tvm.build.manifest import (
     Manifest,
     ModelInfo,
@@ -40,6 +41,13 @@ def add_artifact_options(parser: argparse.ArgumentParser) -> None:
         default="x86",
         metavar="PRESET",
         help=f"what to compile for: {', '.join(targets.names())} (default: x86, this machine)",
+    )
+    parser.add_argument(
+        "--linker",
+        type=_linker,
+        metavar="COMMAND",
+        help="link with this in place of the preset's zig: aarch64-linux-gnu-gcc, or "
+        "'zig cc -target aarch64-linux-gnu.2.17' for a system as old as that glibc",
     )
     parser.add_argument(
         "-o",
@@ -81,6 +89,10 @@ def add_artifact_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _linker(text: str) -> tuple[str, ...]:
+    return parse_linker(text)
+
+
 def _channels(text: str) -> tuple[float, ...]:
     values = tuple(float(part) for part in text.split(","))
     if len(values) == 1:
@@ -97,6 +109,7 @@ def _deviations(text: str) -> tuple[float, ...]:
     return values
 
 
+_linker.__name__ = "command"
 # argparse names the type by its __name__: "invalid one or three numbers value: 'x'".
 _channels.__name__ = "one or three numbers"
 _deviations.__name__ = "one or three positive numbers"
@@ -118,6 +131,7 @@ class Job:
     images: tuple[Path, ...]
     folder: Path
     ansor_tasks: tuple[Task, ...] = ()
+    linker: tuple[str, ...] | None = None
 
     @property
     def all_tasks(self) -> tuple[Task, ...]:
@@ -126,8 +140,9 @@ class Job:
 
     @property
     def artifact(self) -> Path:
-        """``<folder>/<model>.<preset>.so``."""
-        return self.folder / f"{self.info.name}.{self.preset.name}.so"
+        """``<folder>/<model>.<preset>.so``; ``.tar`` where only objects are made."""
+        suffix = "so" if self.preset.kind == "so" else "tar"
+        return self.folder / f"{self.info.name}.{self.preset.name}.{suffix}"
 
     def log_of(self, searcher: SearcherName) -> Path:
         """``<folder>/tuning_logs/<preset>/<model>.<searcher>.jsonl``."""
@@ -159,6 +174,7 @@ def prepare(args: argparse.Namespace) -> Job:
         labels=labels,
         images=images,
         folder=args.output,
+        linker=args.linker,
     )
 
 
@@ -229,6 +245,8 @@ def compile_and_check(
     size_mb = job.artifact.stat().st_size / 1e6
     covered = f"{manifest.tuning.tuned} of {manifest.tuning.tasks} tasks tuned"
     out.line(f"artifact  {job.artifact} ({size_mb:.1f} MB), {covered}")
+    if job.preset.kind == "object":
+        out.line("          objects only: TVM links them on the machine that loads the .tar")
     payload: dict[str, Any] = {
         "artifact": str(job.artifact),
         "preset": job.preset.name,

@@ -123,6 +123,7 @@ def _build(
             preprocessing=job.preprocessing,
             labels=job.labels,
             plan=plan,
+            linker=job.linker,
         )
     if not check:
         return Built(plan, path, manifest, None)

@@ -156,7 +156,8 @@ def verify_machine(path: Path, manifest: Manifest) -> None:
         ForeignArtifactError: it is for another architecture, or for a CPU with more features.
         UsageError: the file is no shared library.
     """
-    machine = _elf_machine(path)
+    # An archive of objects says nothing of itself that Python could read.
+    machine = manifest.target.arch if path.suffix == ".tar" else _elf_machine(path)
     if machine == platform.machine():
         machine = manifest.target.arch
     if machine != platform.machine():
@@ -166,9 +167,10 @@ def verify_machine(path: Path, manifest: Manifest) -> None:
         )
     missing = missing_features(manifest.target.cpu_features)
     if missing:
+        native = "x86" if machine == "x86_64" else "native"
         raise ForeignArtifactError(
             f"{path} needs CPU features that this machine lacks: {', '.join(missing)} (preset "
-            f"{manifest.target.preset}): compile it with --target x86 on this machine"
+            f"{manifest.target.preset}): compile it with --target {native} on this machine"
         )
 
 

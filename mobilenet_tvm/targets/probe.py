@@ -31,6 +31,8 @@ def compile_kernel(target: str, linker: tuple[str, ...], path: str) -> None:
     with tvm.transform.PassContext(config=toolchain.pass_config()):
         module = tvm.build(schedule, [x, y], target=target, name="kernel")
     module.save(path + ".o")
+    if not linker:  # it is linked on the target
+        return
     try:
         toolchain.zig(*linker, "-o", path, path + ".o")
     except subprocess.CalledProcessError as error:
