@@ -69,9 +69,9 @@ class NoBoard:
 @dataclass(frozen=True)
 class Lost:
     """The session died. ``how``: the board itself says that the kernel crashed or took too long
-    there, or nobody knows (``gone``)."""
+    there; or the connection broke (``gone``), or nothing comes any more (``silent``)."""
 
-    how: Literal["crashed", "too long", "gone"]
+    how: Literal["crashed", "too long", "gone", "silent"]
     why: str
 
 
