@@ -7,7 +7,7 @@ of a ``toolchain.Worker``, and what it must keep between calls it keeps in this 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,12 +25,11 @@ from mobilenet_tvm.search.measure import (
     MAX_CALLS,
     MEASURE_S,
     MIN_CALLS,
-    first_line,
     random_data,
 )
 
 if TYPE_CHECKING:
-    from mobilenet_tvm.devices.rpc import BoardSession, RpcDevice
+    from mobilenet_tvm.devices.rpc import BoardLostError, BoardSession, RpcDevice
     from mobilenet_tvm.targets import Preset
 
 # A kernel so slow that its calls would take longer than this is timed by fewer of them.
@@ -53,10 +52,11 @@ class Sent:
 
 @dataclass(frozen=True)
 class Opened:
-    """A session: the board's name and what its CPU is."""
+    """A session: the board's name, what its CPU is, and whether its times mean anything."""
 
     board: str
     cpu: str
+    timing: Literal["measured", "emulated"] = "measured"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def open_board(device: RpcDevice, session_s: float, wait_s: float) -> Opened | N
     try:
         session = device.open(session_timeout_s=session_s, wait_s=wait_s)
         _sessions.append(session)
-        return Opened(session.board, session.cpu_name())
+        return Opened(session.board, session.cpu_name(), session.timing)
     except BoardLostError as error:
         return _lost(error)
     except DeviceError as error:
@@ -132,9 +132,7 @@ def close_board() -> None:
         _sessions.pop().close()
 
 
-def time_on_board(
-    sent: Sent, threads: int, best_s: float, *, emulated: bool
-) -> tuple[float, ...] | Lost:
+def time_on_board(sent: Sent, threads: int, best_s: float) -> tuple[float, ...] | Lost:
     """Talker: time a kernel in the open session. Seconds of one call each.
 
     Before every call what the kernel does not find in the caches in the model is flushed from
@@ -145,10 +143,9 @@ def time_on_board(
 
     An emulator is only asked whether the kernel runs.
     """
-    from mobilenet_tvm.devices.rpc import BoardLostError
 
-    try:
-        module, arrays = _load(sent, threads)
+    def time_it(session: BoardSession) -> tuple[float, ...]:
+        module, arrays = _load(session, sent, threads)
         device = arrays[0].device
 
         def time_calls(calls: int) -> tuple[float, ...]:
@@ -157,7 +154,7 @@ def time_on_board(
             )
             return tuple(timer(*arrays).results)
 
-        if emulated:
+        if session.timing == "emulated":
             return time_calls(1)
         once = min(first := time_calls(_FEW_CALLS))
         if once > HOPELESS * best_s:
@@ -166,33 +163,55 @@ def time_on_board(
         calls = max(_FEW_CALLS, int(min(usual, _ENOUGH_S / max(once, 1e-6))))
         # Whatever else the board does only ever adds: the faster half is the kernel's own.
         return tuple(sorted(time_calls(calls))[: (calls + 1) // 2])
-    except BoardLostError as error:
-        return _lost(error)
+
+    found: tuple[float, ...] | Lost = _in_session(time_it)
+    return found
 
 
 def result_on_board(sent: Sent, threads: int) -> Any:
     """Talker: what the kernel makes of the random inputs in the open session, or ``Lost``."""
-    from mobilenet_tvm.devices.rpc import BoardLostError
 
-    try:
-        module, arrays = _load(sent, threads)
+    def run(session: BoardSession) -> Any:
+        module, arrays = _load(session, sent, threads)
         module[SENT_NAME](*arrays)
         return arrays[-1].numpy()
+
+    return _in_session(run)
+
+
+def _in_session(work: Callable[[BoardSession], Any]) -> Any:
+    """Do some work in the open session; ``Lost`` where that died.
+
+    Raises:
+        RuntimeError: the work failed there, and the session lives on.
+    """
+    from mobilenet_tvm.devices.rpc import BoardLostError
+
+    (session,) = _sessions
+    try:
+        with session.calls():
+            return work(session)
     except BoardLostError as error:
         return _lost(error)
+    except DeviceError as error:  # in the parent that would mean that there is no board
+        raise RuntimeError(str(error)) from None
 
 
-def _load(sent: Sent, threads: int) -> tuple[Any, list[Any]]:
+def _load(session: BoardSession, sent: Sent, threads: int) -> tuple[Any, list[Any]]:
     """The kernel on the board, and the random data there."""
     import tvm
 
-    (session,) = _sessions
-    device = session.device()
-    device._rpc_sess.get_function("runtime.config_threadpool")(1, threads)
-    module = session.upload(sent.path)
+    session.function("runtime.config_threadpool")(1, threads)
+    module, device = session.upload(sent.path), session.device()
     data = random_data(sent.tensors, len(sent.tensors) - 1)
     return module, [tvm.nd.array(one, device) for one in data]
 
 
-def _lost(error: Exception) -> Lost:
-    return Lost("gone", first_line(error))
+def _lost(error: BoardLostError) -> Lost:
+    if error.reason == "connection":
+        return Lost("gone", str(error))
+    if error.reason == "timeout":
+        # Said by the board, or by us of a board that says nothing.
+        silent = "did not answer" in str(error)
+        return Lost("silent" if silent else "too long", str(error))
+    return Lost("crashed", str(error))

@@ -43,11 +43,14 @@ class Boards:
         self._odd: set[str] = set()
         self._seen_s = float("-inf")
         self._waiting = False
+        # The first board that was used.
+        self.first: Opened | None = None
 
     @property
-    def cpu(self) -> str | None:
-        """What the boards' CPU is; None before the first one was asked."""
-        return self._cpu
+    def emulated(self) -> bool:
+        """Whether the boards' times mean nothing."""
+        timing = self.device.timing if self.first is None else self.first.timing
+        return timing != "measured"
 
     def count(self) -> int:
         """How many can be used now, at least 1: one may come."""
@@ -70,6 +73,7 @@ class Boards:
             if self._cpu is None:
                 self._cpu = opened.cpu
             if opened.cpu == self._cpu:
+                self.first = self.first or opened
                 self._odd.discard(opened.board)
                 self._seen_s = time.monotonic()
                 if self._waiting:

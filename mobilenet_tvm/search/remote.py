@@ -99,7 +99,6 @@ class RemoteMeasurer:
         self._preset = preset
         self._threads = threads
         self._linker = None if linker is None else tuple(linker)
-        self._emulated = device.timing != "measured"
         self._boards = Boards(device, cpu=cpu, wait_s=wait_s, notice=notice)
         self._builders = _Pool(make_worker, targets.physical_cores)
         self._talkers = _Pool(make_worker, self._boards.count)
@@ -110,15 +109,15 @@ class RemoteMeasurer:
         # Results of the reference kernels by task and shapes, the last few.
         self._references: dict[Any, Any] = {}
 
-    def find_board(self) -> str:
-        """What the boards' CPU is, asked of one of them.
+    def find_board(self) -> Opened:
+        """The first board that is free, asked what it is.
 
         Raises:
             DeviceError: there is none.
         """
         self._jobs.submit(self._on_board, _nothing, (), float("inf")).result()
-        assert self._boards.cpu is not None
-        return self._boards.cpu
+        assert self._boards.first is not None
+        return self._boards.first
 
     def width(self) -> int:
         """See ``FleetMeasurer``."""
@@ -189,8 +188,8 @@ class RemoteMeasurer:
             sent = built(
                 as_in_model=True, failure=Failure.BUILD_ERROR, timeout=Failure.BUILD_TIMEOUT
             )
-            costs_s = self._on_board(_time, (sent, self._threads, best_s, self._emulated), until_s)
-            if median(costs_s) < CLEARLY * best_s or self._emulated:
+            costs_s = self._on_board(board.time_on_board, (sent, self._threads, best_s), until_s)
+            if median(costs_s) < CLEARLY * best_s or self._boards.emulated:
                 # AutoTVM's kernels take the same arguments in the model and alone.
                 if candidate.searcher == "ansor":
                     sent = built(
@@ -282,7 +281,7 @@ class RemoteMeasurer:
             _FailedError: the kernel failed.
             DeviceError: there is no board.
         """
-        session_s = EMULATED_SESSION_S if self._emulated else SESSION_S
+        session_s = EMULATED_SESSION_S if self._boards.emulated else SESSION_S
         losses = idle_losses = 0
         since_s = time.monotonic()
         while True:
@@ -372,10 +371,6 @@ def _build(
     return board.build_for_board(
         candidate, preset, path, weight_bytes, as_in_model=as_in_model, linker=linker
     )
-
-
-def _time(sent: Sent, threads: int, best_s: float, emulated: bool) -> tuple[float, ...] | Lost:
-    return board.time_on_board(sent, threads, best_s, emulated=emulated)
 
 
 def _nothing() -> None:

@@ -52,7 +52,7 @@ class World:
     host: str = "tracker"
     port: int = 9190
     key: str = "rpi4"
-    timing: str = "measured"
+    timing: Any = "measured"
     lock: Any = field(default_factory=threading.Lock)
 
     def count(self) -> int:
@@ -90,7 +90,7 @@ class Worker:
                 if not board.busy:
                     board.busy = True
                     self.board = board
-                    return Opened(board.name, board.cpu)
+                    return Opened(board.name, board.cpu, world.timing)
         time.sleep(0.01)
         return NoBoard("all are busy")
 
@@ -102,7 +102,7 @@ class Worker:
 
     def nothing(self) -> None: ...
 
-    def time(self, sent: Sent, threads: int, best_s: float, emulated: bool) -> Any:
+    def time_on_board(self, sent: Sent, threads: int, best_s: float) -> Any:
         assert sent.path.exists()
         assert self.board is not None
         self.world.ran.append((self.board.name, self.built[sent.path]))
@@ -341,7 +341,7 @@ def test_only_odd_boards_are_none(make: Make, task: Task, world: World) -> None:
 
 
 def test_the_first_board_says_what_the_others_must_be(make: Make, world: World) -> None:
-    assert make().find_board() == CPU
+    assert make().find_board() == Opened("a", CPU)
     assert world.ran == []
 
 
