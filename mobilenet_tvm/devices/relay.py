@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from typing import Final
 
 from mobilenet_tvm.devices.server import keep_alive
@@ -26,6 +27,10 @@ _LAST_WORDS: Final = 1000
 _CONNECT_S: Final = 20.0
 _MAGIC: Final = 0xFF271  # tvm.rpc.base.RPC_MAGIC, which is the code for success too
 _MISMATCH: Final = _MAGIC + 2
+
+
+# Those that were not thrown away yet.
+_living: weakref.WeakSet[Relay] = weakref.WeakSet()
 
 
 class RefusedError(OSError):
@@ -74,16 +79,17 @@ class Relay:
         self.key = secrets.token_hex(16)
         self._board = board
         self._answer = answer
-        self._limits: dict[str, float] = {}
+        self._limits: dict[object, float] = {}
         self._last_words = b""
         self._closing = False
         self._listening = socket.create_server(("127.0.0.1", 0))
+        _living.add(self)
         self.address: Address = self._listening.getsockname()[:2]
         self._thread = threading.Thread(target=self._run, name="rpc-relay", daemon=True)
         self._thread.start()
 
-    def limit(self, name: str, seconds: float | None) -> None:
-        """Hang up ``seconds`` from now, unless another limit of this name comes first."""
+    def limit(self, name: object, seconds: float | None) -> None:
+        """Hang up ``seconds`` from now, or with None: take that limit back."""
         if seconds is None:
             self._limits.pop(name, None)
         else:
@@ -93,9 +99,13 @@ class Relay:
         """The last that the board said, where it may have told why it hangs up unasked."""
         return self._last_words.decode(errors="replace")
 
-    def close(self) -> None:
-        """Hang up. Whatever waits in TVM fails."""
+    def hang_up(self) -> None:
+        """End the connection soon. Whatever waits in TVM fails."""
         self._closing = True
+
+    def close(self) -> None:
+        """``hang_up``, and wait until it is done."""
+        self.hang_up()
         self._thread.join()
 
     def wait_lost(self, seconds: float) -> bool:
@@ -163,6 +173,16 @@ class Relay:
                 self.lost = "it did not answer in time"
                 return
         self.lost = "closed"
+
+
+def hang_up_all() -> None:
+    """End every connection soon, for a Ctrl-C.
+
+    TVM lets the signal through, and then frees what it held on the board, one question each to a
+    board that may still be busy.
+    """
+    for relay in list(_living):
+        relay.hang_up()
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:

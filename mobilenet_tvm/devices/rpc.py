@@ -210,7 +210,7 @@ class BoardSession:
 
     @contextlib.contextmanager
     def calls(self, *, limit_s: float | None = None) -> Iterator[None]:
-        """Around calls to the board: together they may take ``limit_s`` seconds.
+        """Around calls to the board: together they may take ``limit_s`` seconds. They may nest.
 
         Raises:
             BoardLostError: the session died, or the limit passed and it was given up.
@@ -218,7 +218,8 @@ class BoardSession:
         """
         if self._relay.lost is not None:
             raise self._lost("")
-        self._relay.limit("calls", limit_s)
+        limit = object()
+        self._relay.limit(limit, limit_s)
         try:
             yield
         except Exception as error:
@@ -229,7 +230,7 @@ class BoardSession:
                 raise self._lost(text) from None
             raise DeviceError(f"{self.board}: {last_line(error)}") from error
         finally:
-            self._relay.limit("calls", None)
+            self._relay.limit(limit, None)
 
     def info(self) -> BoardInfo | None:
         """What the board is, and how it was when it was first asked; None of a stock server."""
