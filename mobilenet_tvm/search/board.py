@@ -52,11 +52,17 @@ class Sent:
 
 @dataclass(frozen=True)
 class Opened:
-    """A session: the board's name, what its CPU is, and whether its times mean anything."""
+    """A session: the board's name, what its CPU is, and whether its times mean anything.
+
+    ``machine``, ``features`` and ``cores`` are None where the board does not tell: a stock server.
+    """
 
     board: str
     cpu: str
     timing: Literal["measured", "emulated"] = "measured"
+    machine: str | None = None
+    features: tuple[str, ...] | None = None
+    cores: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,9 @@ def open_board(device: RpcDevice, session_s: float, wait_s: float) -> Opened | N
     try:
         session = device.open(session_timeout_s=session_s, wait_s=wait_s)
         _sessions.append(session)
-        return Opened(session.board, session.cpu_name(), session.timing)
+        info = session.info()
+        told = (None, None, None) if info is None else (info.machine, info.features, info.cores)
+        return Opened(session.board, session.cpu_name(), session.timing, *told)
     except BoardLostError as error:
         return _lost(error)
     except DeviceError as error:

@@ -36,6 +36,7 @@ _ARMV7: dict[str, tuple[str, ...]] = {
 }
 TABLES = {"aarch64": _AARCH64, "armv7l": _ARMV7}
 
+
 @dataclass(frozen=True)
 class EmulatedCpu:
     """``name`` for qemu's ``-cpu``; ``note`` says what differs, and is empty for the CPU itself."""
