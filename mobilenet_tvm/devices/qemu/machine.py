@@ -40,8 +40,8 @@ def python_script(version: str) -> str:
 # VIRTUAL_ENV, nor TVM's and qemu's settings.
 _INHERITED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 
-# The default CPU of each architecture.
-_PLAIN = {"aarch64": "cortex-a72", "armv7l": "cortex-a9"}
+# The default CPU of each architecture: the most usual boards'.
+_PLAIN = {"aarch64": "cortex-a72", "armv7l": "cortex-a7"}
 
 # e_machine of an ELF header, and this package's name for it (``Preset.arch``).
 _ARCHS = {40: "armv7l", 183: "aarch64"}
@@ -123,7 +123,7 @@ class QemuRuntime:
 
         Args:
             argv: the path of an ELF file, and its arguments.
-            cpu: a name that qemu knows for that architecture; by default a plain one.
+            cpu: a name that qemu knows for that architecture; by default a plain board's.
             env: variables on top of the board's own environment.
             options: as for ``subprocess.run``.
 
