@@ -28,6 +28,21 @@ def test_it_is_an_aarch64_linux(board: QemuRuntime) -> None:
     assert said == f"aarch64 {board.python_version}"
 
 
+@pytest.mark.parametrize("name", ["rpi3", "rpi4", "rpi5", "neoverse-n1", "neoverse-v1"])
+def test_it_says_what_cpu_it_is(board: QemuRuntime, name: str) -> None:
+    """A preset runs there exactly where its CPU has what the preset's code may use."""
+    preset = targets.resolve(name)
+    said = python(
+        board,
+        "from mobilenet_tvm import targets; from mobilenet_tvm.targets import presets; "
+        "print(targets.cpu_name(), *(p.name for p in presets.PRESETS if p.runs_here()))",
+        preset.qemu or "",
+    )
+    assert said.startswith(f"{preset.qemu} under qemu (")
+    assert name in said.split()
+    assert ("cortex-a55" in said.split()) is (name not in ("rpi3", "rpi4"))
+
+
 def test_this_package_works_there_though_it_cannot_build(board: QemuRuntime) -> None:
     said = python(
         board,

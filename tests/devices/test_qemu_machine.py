@@ -12,7 +12,7 @@ import pytest
 
 import mobilenet_tvm
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.devices.qemu import machine
+from mobilenet_tvm.devices.qemu import cpuinfo, machine
 from mobilenet_tvm.devices.qemu.machine import QemuRuntime
 from mobilenet_tvm.errors import DeviceError, UsageError
 
@@ -42,6 +42,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QemuRuntime:
         for arch in ("aarch64", "armv7l")
     }
     executable(root / machine.PYTHON, machine.python_script("3.11"))
+    monkeypatch.setattr(cpuinfo, "features", lambda *_: ["fp", "asimd"])
     return QemuRuntime(root, emulators, "3.11.2", {})
 
 
@@ -59,12 +60,33 @@ def told(done: subprocess.CompletedProcess[str]) -> tuple[list[str], dict[str, s
 def test_python_runs_under_qemu_by_its_own_name(fake: QemuRuntime) -> None:
     arguments, environment = told(fake.run_python(["-c", "a b", ""], stdout=subprocess.PIPE))
     python = str(fake.root / "usr/bin/python")
-    program, zero, name, flag, root, binary, *rest = arguments
-    assert program == str(fake.emulators["aarch64"])
-    assert (zero, name, flag, rest) == ("-0", python, "-L", ["-c", "a b", ""])
-    assert Path(root).resolve() == fake.root
-    assert binary == python + "3.11"
+    emulator = str(fake.emulators["aarch64"])
+    assert arguments == [emulator, "-0", python, python + "3.11", "-c", "a b", ""]
     assert environment["QEMU_CPU"] == "cortex-a72"
+    assert environment["QEMU_LD_PREFIX"] == str(fake.root / "cpus/cortex-a72")
+
+
+def test_each_cpu_has_its_cpuinfo_beside_the_boards_files(fake: QemuRuntime) -> None:
+    for cpu in ("cortex-a72", "max,sve=off", "cortex-a72"):
+        _, environment = told(fake.run_python([], cpu=cpu, stdout=subprocess.PIPE))
+        sysroot = Path(environment["QEMU_LD_PREFIX"])
+        assert (sysroot / "usr/bin/python").samefile(fake.root / machine.PYTHON)
+        lines = (sysroot / "proc/cpuinfo").read_text().splitlines()
+        assert lines.count(f"model name\t: {cpu} under qemu") == os.cpu_count()
+        assert "Features\t: fp asimd" in lines
+    assert "CPU part\t: 0xd08" in lines
+    assert sorted(path.name for path in sysroot.parent.iterdir()) == ["cortex-a72", "max,sve=off"]
+
+
+def test_features_are_read_of_the_hardware_capabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = executable(tmp_path / "qemu", f"#!/bin/sh\necho {1 << 1 | 1 << 20} {1 << 14}\n")
+    found = cpuinfo.features(tmp_path, tmp_path / "python", emulator, "max")
+    assert found == ["asimd", "asimddp", "bf16"]
+    broken = executable(tmp_path / "broken", "#!/bin/sh\necho 'no such option' >&2; exit 1\n")
+    with pytest.raises(DeviceError, match="with the CPU max,x=on: no such option"):
+        cpuinfo.features(tmp_path, tmp_path / "python", broken, "max,x=on")
 
 
 def test_popen_is_the_process_itself(fake: QemuRuntime) -> None:
@@ -127,7 +149,8 @@ def test_a_cache_that_cannot_be_written_is_a_line(
 def test_a_program_runs_with_the_boards_libraries(fake: QemuRuntime, tmp_path: Path) -> None:
     program = str(elf(tmp_path / "program", 183))
     arguments, environment = told(fake.run([program, "1"], stdout=subprocess.PIPE))
-    assert arguments == [str(fake.emulators["aarch64"]), "-L", str(fake.root), program, "1"]
+    assert arguments == [str(fake.emulators["aarch64"]), program, "1"]
+    assert environment["QEMU_LD_PREFIX"] == str(fake.root / "cpus/cortex-a72")
     assert environment["QEMU_CPU"] == "cortex-a72"
 
 
@@ -135,6 +158,7 @@ def test_a_32_bit_program_runs_under_the_other_qemu(fake: QemuRuntime, tmp_path:
     program = str(elf(tmp_path / "program", 40))
     arguments, environment = told(fake.run([program], stdout=subprocess.PIPE))
     assert arguments == [str(fake.emulators["armv7l"]), program]
+    assert "QEMU_LD_PREFIX" not in environment
     assert environment["QEMU_CPU"] == "cortex-a7"
 
 

@@ -17,7 +17,7 @@ import pytest
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.devices import qemu
 from mobilenet_tvm.devices.qemu import __main__ as verb
-from mobilenet_tvm.devices.qemu import debian, setup, wheels
+from mobilenet_tvm.devices.qemu import cpuinfo, debian, setup, wheels
 from mobilenet_tvm.errors import DeviceError
 
 NO_DPKG = pytest.mark.skipif(
@@ -229,6 +229,7 @@ def test_what_does_not_work_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(wheels, "install", lambda *_: None)
     emulator = cache.parent.parent / "emulator"
     executable(emulator, "echo '  max'")
+    monkeypatch.setattr(cpuinfo, "features", lambda *_: ["fp"])
     monkeypatch.setattr(setup, "_emulators", lambda: {"aarch64": emulator, "armv7l": emulator})
     with pytest.raises(DeviceError, match="does not work: ImportError: no libtvm_runtime"):
         qemu.runtime()
