@@ -11,21 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilenet_tvm.cli.device_options import tracker_address
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.cli.scratch import held_folder
 from mobilenet_tvm.devices.server import FIRST_PORT, LAST_PORT, Memory, Server, Serving, bind
-from mobilenet_tvm.devices.tracker import DEFAULT_PORT, Address, parse_address, show
+from mobilenet_tvm.devices.tracker import DEFAULT_PORT, show
 from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.toolchain import die_with_parent
 
 TRUST = "TVM RPC trusts its clients: whoever can connect runs code here"
-
-
-def tracker_address(text: str) -> Address:
-    """``HOST:PORT``: a type for argparse."""
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def memory(text: str) -> Memory:
@@ -40,9 +34,9 @@ def memory(text: str) -> Memory:
 
 
 def port(text: str) -> int:
-    """A TCP port: a type for argparse."""
+    """A TCP port, 0 for any that is free: a type for argparse."""
     value = int(text)
-    if not 0 < value < 65536:
+    if not 0 <= value < 65536:
         raise ValueError
     return value
 
@@ -80,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port",
         type=port,
         metavar="PORT",
-        help=f"where to listen (default: {FIRST_PORT}; of a tracker {DEFAULT_PORT})",
+        help=f"where to listen, 0 for any (default: {FIRST_PORT}; of a tracker {DEFAULT_PORT})",
     )
     parser.add_argument(
         "--port-end",
@@ -107,6 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CPU",
         help="this is an emulator that plays that CPU: clients are told that times mean nothing",
     )
+    # Whoever starts a server for its own use alone takes it along, even of a ``kill -9``.
+    parser.add_argument("--parent", type=int, metavar="PID", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
@@ -116,6 +112,8 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         UsageError: there is no such address, or options are missing.
         DeviceError: TVM cannot be loaded here.
     """
+    if args.parent is not None:
+        die_with_parent(args.parent)
     if args.tracker_only:
         if args.key or args.tracker:
             raise UsageError("--tracker-only is no board: leave out --key and --tracker")
@@ -124,12 +122,12 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         raise UsageError("name what clients call this board: --key rpi4, say")
     if re.search(r"\s", args.key):
         raise UsageError(f"the key {args.key!r} has a space in it, which TVM RPC cannot send")
-    first = args.port or FIRST_PORT
+    first = FIRST_PORT if args.port is None else args.port
     serving = Serving(
         key=args.key,
         host=args.host,
         port=first,
-        last_port=args.port_end or (args.port or LAST_PORT),
+        last_port=args.port_end or (LAST_PORT if args.port is None else args.port),
         tracker=args.tracker,
         memory=args.memory,
         session_timeout_s=args.session_timeout,
@@ -150,7 +148,7 @@ def _track(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     from mobilenet_tvm.devices.server import import_runtime
 
     import_runtime()
-    first = args.port or DEFAULT_PORT
+    first = DEFAULT_PORT if args.port is None else args.port
     listening = bind(args.host, first, args.port_end or first)
     from tvm.rpc import base, tracker
 
