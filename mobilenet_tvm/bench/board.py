@@ -26,6 +26,7 @@ from mobilenet_tvm.bench.results import (
     summarize,
 )
 from mobilenet_tvm.build.manifest import Manifest, read_manifest
+from mobilenet_tvm.errors import DeviceError
 
 if TYPE_CHECKING:
     from mobilenet_tvm.devices.rpc import BoardSession, RpcDevice
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 # A board ends a session after this, whatever goes on in it; loading and sending included.
 _SESSION_S = 1800.0
 _LOAD_S = 120.0
+# Of a board that others use, too, or that is being started again.
+_WAIT_S = 120.0
 
 
 @dataclass
@@ -55,7 +58,7 @@ def compare_on_board(
     rounds: int = DEFAULT_ROUNDS,
     mult_adds: int | None = None,
     seed: int = 0,
-    wait_s: float = 60.0,
+    wait_s: float = _WAIT_S,
 ) -> BenchResult:
     """Time artifacts of one model on a board, in alternating rounds.
 
@@ -74,7 +77,7 @@ def compare_on_board(
     """
     timings: list[Timing] = []
     ratios, agreements = [], []
-    with _open(device, cpu, wait_s) as session:
+    with open_board(device, cpu, wait_s) as session:
         order = random.Random(seed)
         for count in threads:
             session.function("runtime.config_threadpool")(1, count)
@@ -103,10 +106,12 @@ def compare_on_board(
     )
 
 
-def _open(device: RpcDevice, cpu: str, wait_s: float) -> BoardSession:
-    """A session on a board of that CPU; others are passed over a few times."""
-    from mobilenet_tvm.errors import DeviceError
+def open_board(device: RpcDevice, cpu: str, wait_s: float = _WAIT_S) -> BoardSession:
+    """A session on a board of that CPU; others are passed over.
 
+    Raises:
+        DeviceError: none came free in time.
+    """
     held: list[BoardSession] = []
     try:
         for _ in range(max(device.boards(), 1)):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mobilenet_tvm import targets
+from mobilenet_tvm.cli import device_options
 from mobilenet_tvm.cli.artifact import Job
-from mobilenet_tvm.cli.emulated import emulated_boards
+from mobilenet_tvm.cli.device_options import LOCAL, QEMU, RPC
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.cli.options import parse_duration, positive
-from mobilenet_tvm.devices.tracker import DEFAULT_PORT, parse_address
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records.runfile import Timing
 from mobilenet_tvm.search import LocalMeasurer, Measurer, RemoteMeasurer
@@ -23,6 +23,7 @@ from mobilenet_tvm.targets import Preset
 if TYPE_CHECKING:
     from mobilenet_tvm.devices.rpc import RpcDevice
 
+ESTIMATE = "estimate"
 WAIT_S = 120.0
 
 
@@ -49,25 +50,8 @@ class Device:
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Add where to measure."""
-    group = parser.add_argument_group(
-        "device", "where trials run, if not on this machine (python -m mobilenet_tvm.serve)"
-    )
-    group.add_argument(
-        "--tracker",
-        type=_address,
-        metavar="HOST:PORT",
-        help=f"on the boards that serve at this tracker (port: {DEFAULT_PORT}), all of them at "
-        "once",
-    )
-    group.add_argument(
-        "--key", metavar="KEY", help="what those boards are called (default: the preset's name)"
-    )
-    group.add_argument(
-        "--device",
-        choices=("qemu", "estimate"),
-        help="without a board: emulated ones (their times mean nothing), or a static estimate",
-    )
+    """Add where to measure: the DEVICE group, and what is only of tuning."""
+    group = device_options.add_device_options(parser, (LOCAL, RPC, QEMU, ESTIMATE))
     group.add_argument(
         "--boards",
         type=positive,
@@ -89,24 +73,14 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _address(text: str) -> tuple[str, int]:
-    return parse_address(text)
-
-
-_address.__name__ = "HOST:PORT"
-
-
 def check_device_options(args: argparse.Namespace, preset: Preset) -> None:
     """Refuse, before anything takes time, what cannot be measured on.
 
     Raises:
         UsageError: the options contradict each other, or the preset.
     """
-    if args.tracker and args.device:
-        raise UsageError("--tracker and --device are two places to measure: give one of them")
-    if args.key and not args.tracker:
-        raise UsageError("--key names boards at a tracker: give --tracker HOST:PORT too")
-    if args.device == "qemu":
+    name = device_options.device_name(args)
+    if name == QEMU:
         if not args.allow_emulated:
             raise UsageError(_EMULATED.format(what="--device qemu"))
         if preset.qemu is None or preset.arch != "aarch64":
@@ -114,7 +88,7 @@ def check_device_options(args: argparse.Namespace, preset: Preset) -> None:
                 f"--device qemu emulates 64-bit ARM boards, {preset.name} is for {preset.arch}: "
                 "give an ARM preset, --target arm say"
             )
-    if not args.tracker and not args.device and not preset.runs_here():
+    if name == LOCAL and not preset.runs_here():
         raise UsageError(
             f"{preset.name} cannot be tuned on this machine ({targets.cpu_name()}): give the "
             "boards' --tracker and --key or --device estimate, or use "
@@ -138,12 +112,11 @@ def measuring_device(args: argparse.Namespace, job: Job, out: Output) -> Iterato
     """
     with contextlib.ExitStack() as stack:
         rpc: RpcDevice | None = None
-        if args.device == "qemu":
-            rpc = stack.enter_context(emulated_boards(job.preset, args.boards, out))
-        elif args.tracker:
-            from mobilenet_tvm.devices.rpc import RpcDevice
-
-            rpc = RpcDevice(args.tracker[0], args.tracker[1], args.key or job.preset.name)
+        if device_options.device_name(args) in (RPC, QEMU):
+            with out.working("looking for boards"):
+                rpc = stack.enter_context(
+                    device_options.open_device(args, job.preset.cpu, count=args.boards)
+                )
         device = make_measurer(args, job, rpc, out)
         stack.callback(device.measurer.close)
         yield device
@@ -154,7 +127,7 @@ def make_measurer(args: argparse.Namespace, job: Job, rpc: RpcDevice | None, out
     model_bytes = sum(task.weight * task.weight_bytes for task in job.tasks)
     if rpc is not None:
         return _boards(args, job, rpc, out)
-    if args.device == "estimate":
+    if device_options.device_name(args) == ESTIMATE:
         raise UsageError("--device estimate is not there yet")
     return Device(LocalMeasurer(model_bytes, args.threads), "measured", targets.cpu_name())
 

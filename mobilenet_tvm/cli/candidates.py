@@ -12,7 +12,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mobilenet_tvm.bench.board import compare_on_board
+from mobilenet_tvm.bench.board import compare_on_board, open_board
 from mobilenet_tvm.bench.decide import Candidate, Choice, choose, decide
 from mobilenet_tvm.build import Plan, compile_model
 from mobilenet_tvm.build.manifest import CandidateInfo, Manifest
@@ -130,12 +130,20 @@ def _build(
         return Built(plan, path, manifest, None)
     with out.working(f"checking parity: plan {plan.name}"):
         try:
-            parity = check_artifact(path, images=job.images, warn=out.warn)
+            parity = _check(job, path, out)
         except RuntimeError as error:  # TVM's, raised by a kernel; a Ctrl-C may come as one too
             if carries_interrupt(error):
                 raise
             raise DeviceError(f"it fails in the parity check: {last_line(error)}") from error
     return Built(plan, path, manifest, parity)
+
+
+def _check(job: Job, path: Path, out: Output) -> ParityResult:
+    """The parity check, on a board where there is one."""
+    if job.device is None or job.device.rpc is None:
+        return check_artifact(path, images=job.images, warn=out.warn)
+    with open_board(job.device.rpc, job.device.cpu) as session:
+        return check_artifact(path, images=job.images, warn=out.warn, session=session)
 
 
 def _fastest(

@@ -154,7 +154,9 @@ def search(
         if device.here:
             _warn_of_noise(args.threads, out)
             peak_flops = _peak_flops(job, args.threads, tasks, logs.values())
-        progress = (RichProgress if out.console.is_terminal else PlainProgress)(out.console)
+        progress = (RichProgress if out.console.is_terminal else PlainProgress)(
+            out.console, timed=device.timing != "emulated"
+        )
         try:
             with progress:
                 tune_tasks(
