@@ -231,9 +231,7 @@ def register(backend: Backend) -> None:
         generic.depthwise_conv2d_NCHWc_strategy,
     )
     for operator, stock in zip(operators, backend.stock, strict=True):
-        operator.register(
-            backend.key, functools.partial(_strategy, backend, stock), override=True
-        )
+        operator.register(backend.key, functools.partial(_strategy, backend, stock), override=True)
     stock_alter = conv2d_alter_layout.dispatch_dict[backend.key]
     conv2d_alter_layout.register(
         backend.key, functools.partial(_alter_layout, backend, stock_alter), override=True
