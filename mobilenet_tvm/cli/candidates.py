@@ -61,13 +61,13 @@ def build_and_decide(
     """Build the plans into ``folder``, check them, measure them, and choose.
 
     A plan that fails is left out, and so is the measurement if one of them fails in it: hours
-    of search end in an artifact. Where the target is another machine only the plan with the
-    least estimate is built.
+    of search end in an artifact. Where the target is another machine, and for a static library,
+    which is not timed, only the plan with the least estimate is built.
 
     Raises:
         DeviceError: no plan can be built and run; it is what the first one failed with.
     """
-    measured = job.preset.runs_here()
+    measured = job.preset.runs_here() and job.c_prefix is None
     wanted = [plan for plan in plans if plan.dropped is None]
     if not measured:
         wanted.sort(key=by_estimate)
@@ -124,6 +124,7 @@ def _build(
             labels=job.labels,
             plan=plan,
             linker=job.linker,
+            c_prefix=job.c_prefix,
         )
     if not check:
         return Built(plan, path, manifest, None)
