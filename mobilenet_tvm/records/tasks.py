@@ -149,10 +149,15 @@ def _default_candidate(handle: Any, candidates: Sequence[int]) -> int | None:
 
 def knob_values(config: Any, space: Any) -> dict[str, Any]:
     """Values of a configuration's knobs; of a split all but the first, which follows."""
-    values = {}
+    values: dict[str, Any] = {}
     for name in space.space_map:
         entity = config[name]
-        values[name] = tuple(entity.size[1:]) if hasattr(entity, "size") else entity.val
+        if hasattr(entity, "size"):
+            values[name] = tuple(entity.size[1:])
+        elif hasattr(entity, "val"):
+            values[name] = entity.val
+        else:  # an order of axes or what is done to each, in TVM's own templates for ARM
+            values[name] = str(entity)
     return values
 
 
