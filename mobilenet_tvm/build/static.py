@@ -45,6 +45,7 @@ _KEYWORDS: Final = frozenset(
 _OPTIONS: Final = (
     *("-std=c99", "-O2", "-ffreestanding", "-fPIC", "-Wall", "-Wextra", "-Werror"),
     *("-fno-stack-protector", "-fno-sanitize=undefined", "-fno-asynchronous-unwind-tables"),
+    *("-fno-unwind-tables", "-fno-exceptions"),
 )
 
 
