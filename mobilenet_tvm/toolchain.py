@@ -188,7 +188,7 @@ def check_not_shadowed() -> None:
     Raises:
         ShadowedTvmError: ``apache-tvm`` or another ``tvm`` is in the way, or none is there.
     """
-    install = f"python -m pip install --force-reinstall --no-deps {TVM_PACKAGE}=={_pinned()}"
+    install = f"python -m pip install --force-reinstall --no-deps {TVM_PACKAGE}=={pinned()}"
     for other in ("apache-tvm", "apache-tvm-cu121", "mlc-ai-nightly", "tvm"):
         try:
             version = importlib.metadata.version(other)
@@ -218,7 +218,8 @@ def check_not_shadowed() -> None:
         )
 
 
-def _pinned() -> str:
+def pinned() -> str:
+    """Version of ``TVM_PACKAGE`` that this package asks for."""
     try:
         requirements = importlib.metadata.requires("mobilenet_tvm") or []
     except importlib.metadata.PackageNotFoundError:

@@ -11,8 +11,10 @@ from mobilenet_tvm import toolchain
 
 toolchain.activate()
 
-from mobilenet_tvm.schedules.x86 import register, use  # noqa: E402
+from mobilenet_tvm.schedules import arm, x86  # noqa: E402
+from mobilenet_tvm.schedules.strategy import register, use  # noqa: E402
 
-register()
+register(x86.BACKEND)
+register(arm.BACKEND)
 
 __all__ = ["use"]

@@ -6,6 +6,34 @@ Here the block follows from the channel count alone (``layout.channel_block``), 
 part of the load.
 """
 
-from mobilenet_tvm.schedules.x86.strategy import register, use
+from types import MappingProxyType
 
-__all__ = ["register", "use"]
+from tvm.relay.op.strategy import x86 as stock
+
+from mobilenet_tvm.schedules.strategy import Backend, Template
+from mobilenet_tvm.schedules.x86 import depthwise, pointwise, stem
+from mobilenet_tvm.schedules.x86.layout import channel_block, is_x86
+
+BACKEND = Backend(
+    key="cpu",
+    stock=(
+        stock.conv2d_strategy_cpu,
+        stock.conv2d_NCHWc_strategy_cpu,
+        stock.depthwise_conv2d_NCHWc_strategy_cpu,
+    ),
+    matches=is_x86,
+    channel_block=channel_block,
+    templates=MappingProxyType(
+        {
+            "depthwise": Template(
+                depthwise.depthwise_conv2d, depthwise.schedule_depthwise_conv2d, depthwise.TASK
+            ),
+            "pointwise": Template(
+                pointwise.pointwise_conv2d, pointwise.schedule_pointwise_conv2d, pointwise.TASK
+            ),
+            "stem": Template(stem.stem_conv2d, stem.schedule_stem_conv2d, stem.TASK),
+        }
+    ),
+)
+
+__all__ = ["BACKEND"]

@@ -8,11 +8,6 @@ Three things make it fast where TVM's stock template (topi/x86/depthwise_conv2d.
 - The tile's sums stay in registers and the epilogue (bias, ReLU6, residual) is applied to
   them there: nothing is written but the output.
 - One vector is one channel block, so no lane is ever idle or permuted.
-
-The zero weight has one price: 0 * Inf is NaN, so where a border row holds an Inf, the outputs
-whose window hangs over that border are NaN where the mathematics says Inf. A finite output
-never becomes NaN that way, for a window that meets the image at all holds the border row it
-hangs over; only padding as tall as the kernel makes windows that do not, and those are not ours.
 """
 
 from __future__ import annotations
@@ -21,21 +16,14 @@ import functools
 from typing import Any
 
 from tvm import autotvm, te
-from tvm.topi.nn.utils import get_pad_tuple
 
-from mobilenet_tvm.schedules.x86.layout import (
-    channel_block,
-    shape_of,
-)
-from mobilenet_tvm.schedules.x86.template import define_row_tile, schedule_template, unpacked
-from mobilenet_tvm.schedules.x86.window import padded_product
+from mobilenet_tvm.schedules import depthwise as shared
+from mobilenet_tvm.schedules.template import schedule_template
+from mobilenet_tvm.schedules.x86.layout import channel_block
+from mobilenet_tvm.schedules.x86.template import define_row_tile
 
 TASK = "depthwise_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_depthwise_NCHWc"
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else (value, value)
 
 
 @autotvm.register_topi_compute(TASK)
@@ -66,61 +54,21 @@ def depthwise_conv2d(
     Returns:
         ``[N, C/x, OH, OW, x]``, or ``[N, C, OH, OW]`` for 4-D data outside tuning.
     """
-    unpack = False
-    if len(data.shape) == 4:
-        batch, channels, height, width = shape_of(data)
-        _, _, kernel_height, kernel_width = shape_of(kernel)
-        block = channel_block(channels)
-        if autotvm.GLOBAL_SCOPE.in_tuning:
-            data = te.placeholder(
-                (batch, channels // block, height, width, block), data.dtype, "data"
-            )
-            kernel = te.placeholder(
-                (channels // block, 1, kernel_height, kernel_width, 1, block),
-                kernel.dtype,
-                "kernel",
-            )
-        else:  # only reached with layout alteration off: correct, not fast
-            unpack = True
-            plain, plain_kernel = data, kernel
-            data = te.compute(
-                (batch, channels // block, height, width, block),
-                lambda n, c, h, w, i: plain[n, c * block + i, h, w],
-                name="packed_data",
-            )
-            kernel = te.compute(
-                (channels // block, 1, kernel_height, kernel_width, 1, block),
-                lambda c, _m, y, x, _n, i: plain_kernel[c * block + i, 0, y, x],
-                name="packed_kernel",
-            )
-    batch, chunks, height, width, block = shape_of(data)
-    _, _, kernel_height, kernel_width, _, _ = shape_of(kernel)
-    stride_y, stride_x = _pair(strides)
-    top, left, bottom, right = get_pad_tuple(padding, (kernel_height, kernel_width))
-    out_height = (height + top + bottom - kernel_height) // stride_y + 1
-    out_width = (width + left + right - kernel_width) // stride_x + 1
-    # taps_outer: the order of the sums' loops.
-    define_row_tile(cfg, out_height, out_width, "taps_outer")
-    cfg.add_flop(2 * batch * chunks * block * out_height * out_width * kernel_height * kernel_width)
-
-    tap_y = te.reduce_axis((0, kernel_height), name="tap_y")
-    tap_x = te.reduce_axis((0, kernel_width), name="tap_x")
-    out = te.compute(
-        (batch, chunks, out_height, out_width, block),
-        lambda n, c, h, w, i: te.sum(
-            padded_product(
-                lambda y, x: data[n, c, y, x, i],
-                kernel[c, 0, tap_y, tap_x, 0, i],
-                (h * stride_y + tap_y - top, w * stride_x + tap_x - left),
-                (height, width),
-                (top, left, bottom, right),
-            ),
-            axis=[tap_y, tap_x],
-        ),
-        name="depthwise",
+    return shared.compute(
+        cfg,
+        data,
+        kernel,
+        strides,
+        padding,
         tag=TAG,
+        channel_block=channel_block,
+        define_space=_define_space,
     )
-    return unpacked(out, TAG) if unpack else out
+
+
+def _define_space(cfg: Any, height: int, width: int, _taps: int, _stride: int) -> None:
+    # taps_outer: the order of the sums' loops.
+    define_row_tile(cfg, height, width, "taps_outer")
 
 
 @autotvm.register_topi_schedule(TASK)

@@ -7,6 +7,8 @@ from typing import Any
 from tvm.target import Target
 from tvm.target.x86 import get_simd_32bit_lanes
 
+from mobilenet_tvm.schedules.layout import largest_block
+
 # Accumulators a register tile may hold: 32 zmm (AVX-512) or 16 ymm/xmm registers, less what
 # the weights and the broadcast or shifted inputs need.
 _ACCUMULATORS = {16: 28, 8: 12, 4: 12}
@@ -27,12 +29,7 @@ def channel_block(channels: int) -> int:
 
     It depends on nothing else, so the output of one layer is the input of the next as it is.
     """
-    return next(block for block in range(lanes(), 0, -1) if channels % block == 0)
-
-
-def divisors(number: int, at_most: int) -> list[int]:
-    """Divisors of ``number`` up to ``at_most``, ascending."""
-    return [d for d in range(1, min(number, at_most) + 1) if number % d == 0]
+    return largest_block(channels, lanes())
 
 
 def is_x86(target: Target) -> bool:
@@ -43,20 +40,6 @@ def is_x86(target: Target) -> bool:
         return False
     triple = str(target.attrs.get("mtriple", ""))
     return (triple or platform.machine()).lower().startswith(("x86_64", "amd64", "i686"))
-
-
-def shape_of(tensor: Any) -> tuple[int, ...]:
-    """Static shape of a TE tensor as plain ints.
-
-    Raises:
-        ValueError: a dimension is symbolic.
-    """
-    from tvm.topi.utils import get_const_tuple
-
-    shape = get_const_tuple(tensor.shape)
-    if not all(isinstance(dim, int) for dim in shape):
-        raise ValueError(f"shape {shape} is not static")
-    return tuple(shape)
 
 
 def keeps_layout(task: Any, config: Any) -> bool:

@@ -21,13 +21,10 @@ from typing import Any
 from tvm import autotvm, te
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 
-from mobilenet_tvm.schedules.x86.layout import (
-    channel_block,
-    divisors,
-    max_accumulators,
-    shape_of,
-)
-from mobilenet_tvm.schedules.x86.template import schedule_template, unpacked
+from mobilenet_tvm.schedules import pointwise as shared
+from mobilenet_tvm.schedules.layout import divisors, shape_of
+from mobilenet_tvm.schedules.template import schedule_template
+from mobilenet_tvm.schedules.x86.layout import channel_block, max_accumulators
 
 TASK = "pointwise_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_pointwise_NCHWc"
@@ -99,46 +96,9 @@ def pointwise_conv2d(
     Returns:
         ``[N, K/y, H, W, y]``, or ``[N, K, H, W]`` for 4-D data outside tuning.
     """
-    unpack = False
-    if len(data.shape) == 4:
-        batch, channels, height, width = shape_of(data)
-        filters = shape_of(kernel)[0]
-        in_block, out_block = channel_block(channels), channel_block(filters)
-        data_shape = (batch, channels // in_block, height, width, in_block)
-        kernel_shape = (filters // out_block, channels // in_block, 1, 1, in_block, out_block)
-        if autotvm.GLOBAL_SCOPE.in_tuning:
-            data = te.placeholder(data_shape, data.dtype, "data")
-            kernel = te.placeholder(kernel_shape, kernel.dtype, "kernel")
-        else:  # only reached with layout alteration off: correct, not fast
-            unpack = True
-            plain, plain_kernel = data, kernel
-            data = te.compute(
-                data_shape,
-                lambda n, c, h, w, i: plain[n, c * in_block + i, h, w],
-                name="packed_data",
-            )
-            kernel = te.compute(
-                kernel_shape,
-                lambda k, c, _y, _x, i, o: plain_kernel[k * out_block + o, c * in_block + i, 0, 0],
-                name="packed_kernel",
-            )
-    batch, chunks, height, width, in_block = shape_of(data)
-    out_chunks, _, _, _, _, out_block = shape_of(kernel)
-    _define_space(cfg, out_chunks, height, width)
-    cfg.add_flop(2 * batch * chunks * in_block * out_chunks * out_block * height * width)
-
-    channel = te.reduce_axis((0, chunks * in_block), name="channel")
-    out = te.compute(
-        (batch, out_chunks, height, width, out_block),
-        lambda n, k, h, w, o: te.sum(
-            data[n, channel // in_block, h, w, channel % in_block]
-            * kernel[k, channel // in_block, 0, 0, channel % in_block, o],
-            axis=channel,
-        ),
-        name="pointwise",
-        tag=TAG,
+    return shared.compute(
+        cfg, data, kernel, tag=TAG, channel_block=channel_block, define_space=_define_space
     )
-    return unpacked(out, TAG) if unpack else out
 
 
 @autotvm.register_topi_schedule(TASK)

@@ -1,9 +1,6 @@
 """The first convolution (few input channels, any kernel and stride), float32.
 
-It reads the image as it comes, ``[N, C, H, W]``, and writes the blocked layout of the layers
-behind it: TVM's stock template wants its input blocked and padded first, two more passes over
-the image. As in the other templates, the sums stay in registers until the
-epilogue is done, and padding is part of the load (see ``window``).
+As in the other templates, the sums stay in registers until the epilogue is done.
 """
 
 from __future__ import annotations
@@ -12,19 +9,14 @@ import functools
 from typing import Any
 
 from tvm import autotvm, te
-from tvm.topi.nn.utils import get_pad_tuple
 
-from mobilenet_tvm.schedules.x86.layout import (
-    channel_block,
-    shape_of,
-)
-from mobilenet_tvm.schedules.x86.template import define_row_tile, schedule_template, unpacked
-from mobilenet_tvm.schedules.x86.window import padded_product
+from mobilenet_tvm.schedules import stem as shared
+from mobilenet_tvm.schedules.template import schedule_template
+from mobilenet_tvm.schedules.x86.layout import channel_block
+from mobilenet_tvm.schedules.x86.template import define_row_tile
 
 TASK = "stem_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_stem_NCHWc"
-MAX_CHANNELS = 4  # colour images; with more, a blocked input pays
-MAX_UNROLLED_TAPS = 36  # 3x3 over four channels; LLVM chews half a minute on 7x7 over three
 
 
 @autotvm.register_topi_compute(TASK)
@@ -55,50 +47,21 @@ def stem_conv2d(
     Returns:
         ``[N, K/y, OH, OW, y]``, or ``[N, K, OH, OW]`` for a 4-D kernel outside tuning.
     """
-    unpack = False
-    batch, channels, height, width = shape_of(data)
-    if len(kernel.shape) == 4:
-        filters, _, kernel_height, kernel_width = shape_of(kernel)
-        block = channel_block(filters)
-        packed = (filters // block, 1, kernel_height, kernel_width, channels, block)
-        if autotvm.GLOBAL_SCOPE.in_tuning:
-            kernel = te.placeholder(packed, kernel.dtype, "kernel")
-        else:  # only reached with layout alteration off: correct, not fast
-            unpack = True
-            plain = kernel
-            kernel = te.compute(
-                packed, lambda k, _c, y, x, i, o: plain[k * block + o, i, y, x], name="packed"
-            )
-    chunks, _, kernel_height, kernel_width, _, block = shape_of(kernel)
-    stride_y, stride_x = (int(stride) for stride in strides)
-    pads = get_pad_tuple(padding, (kernel_height, kernel_width))
-    top, left, bottom, right = (int(pad) for pad in pads)
-    out_height = (height + top + bottom - kernel_height) // stride_y + 1
-    out_width = (width + left + right - kernel_width) // stride_x + 1
-    # pixels_outer: as in pointwise.
-    define_row_tile(cfg, out_height, out_width, "pixels_outer")
-    taps = channels * kernel_height * kernel_width
-    cfg.add_flop(2 * batch * chunks * block * out_height * out_width * taps)
-
-    channel = te.reduce_axis((0, channels), name="channel")
-    tap_y = te.reduce_axis((0, kernel_height), name="tap_y")
-    tap_x = te.reduce_axis((0, kernel_width), name="tap_x")
-    out = te.compute(
-        (batch, chunks, out_height, out_width, block),
-        lambda n, k, h, w, o: te.sum(
-            padded_product(
-                lambda y, x: data[n, channel, y, x],
-                kernel[k, 0, tap_y, tap_x, channel, o],
-                (h * stride_y + tap_y - top, w * stride_x + tap_x - left),
-                (height, width),
-                (top, left, bottom, right),
-            ),
-            axis=[channel, tap_y, tap_x],
-        ),
-        name="stem",
+    return shared.compute(
+        cfg,
+        data,
+        kernel,
+        strides,
+        padding,
         tag=TAG,
+        channel_block=channel_block,
+        define_space=_define_space,
     )
-    return unpacked(out, TAG) if unpack else out
+
+
+def _define_space(cfg: Any, _chunks: int, height: int, width: int) -> None:
+    # pixels_outer: as in pointwise.
+    define_row_tile(cfg, height, width, "pixels_outer")
 
 
 @autotvm.register_topi_schedule(TASK)
@@ -131,6 +94,6 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
     taps = 1
     for axis in (tap_x, tap_y, channel):
         taps *= int(axis.dom.extent)
-        if taps <= MAX_UNROLLED_TAPS:
+        if taps <= shared.MAX_UNROLLED_TAPS:
             schedule[sums].unroll(axis)
     schedule[sums].vectorize(o)

@@ -1,15 +1,13 @@
-"""What our templates share around the convolution itself."""
+"""The row tile of the depthwise and first convolutions' templates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from tvm import te
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
-from tvm.topi.utils import traverse_inline
 
-from mobilenet_tvm.schedules.x86.layout import divisors, max_accumulators, shape_of
+from mobilenet_tvm.schedules.layout import divisors
+from mobilenet_tvm.schedules.x86.layout import max_accumulators
 
 
 def define_row_tile(cfg: Any, height: int, width: int, other_knob: str) -> None:
@@ -29,42 +27,3 @@ def define_row_tile(cfg: Any, height: int, width: int, other_knob: str) -> None:
         cfg["rows"] = OtherOptionEntity(1)
         cfg["columns"] = OtherOptionEntity(divisors(width, max(limit // 2, 4))[-1])
         cfg[other_knob] = OtherOptionEntity(1)
-
-
-def unpacked(conv: te.Tensor, tag: str) -> te.Tensor:
-    """``[N, K/y, H, W, y]`` -> ``[N, K, H, W]``: where layout alteration is off."""
-    batch, chunks, height, width, block = shape_of(conv)
-    return te.compute(
-        (batch, chunks * block, height, width),
-        lambda n, k, h, w: conv[n, k // block, h, w, k % block],
-        name="unpacked",
-        tag=f"{tag}_unpacked",
-    )
-
-
-def schedule_template(
-    outs: Any, tag: str, schedule_sums: Callable[[te.Schedule, te.Tensor, te.Tensor], None]
-) -> te.Schedule:
-    """Schedule the convolution tagged ``tag`` and the elementwise operators fused behind it.
-
-    Args:
-        outs: output tensors, as Relay's op strategy gives them.
-        tag: of the convolution.
-        schedule_sums: called with the schedule, a stage of the convolution's sums that never
-            leaves the registers (to be computed at the output's tiles), and the output.
-    """
-    outs = [outs] if isinstance(outs, te.tensor.Tensor) else outs
-    schedule = te.create_schedule([x.op for x in outs])
-    if len(outs[0].shape) != 5:
-        return schedule  # 4-D (see ``unpacked``): correct, not fast
-
-    def callback(op: Any) -> None:
-        if op.tag == tag:
-            conv = op.output(0)
-            sums = schedule.cache_write(conv, "global")
-            if conv.op != outs[0].op:
-                schedule[conv].compute_inline()
-            schedule_sums(schedule, sums, outs[0])
-
-    traverse_inline(schedule, outs[0].op, callback)
-    return schedule

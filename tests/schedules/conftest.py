@@ -14,6 +14,15 @@ from mobilenet_tvm.targets import Preset
 
 Array = npt.NDArray[Any]
 
+_AARCH64 = "llvm -keys=arm_cpu,cpu -device=arm_cpu -mtriple=aarch64-linux-gnu -mcpu="
+# One core that issues out of order, one that does not, and a 32-bit one.
+ARM_TARGETS = {
+    "cortex-a72": f"{_AARCH64}cortex-a72",
+    "cortex-a53": f"{_AARCH64}cortex-a53",
+    "armv7": "llvm -keys=arm_cpu,cpu -device=arm_cpu -mtriple=armv7l-linux-gnueabihf "
+    "-mattr=+neon -mfloat-abi=hard",
+}
+
 
 @pytest.fixture(params=("x86-avx512", "x86-avx2", "x86-sse42"))
 def preset(request: pytest.FixtureRequest) -> Preset:
@@ -83,7 +92,7 @@ class Kernel:
     def __init__(
         self,
         kind: str,
-        preset: Preset,
+        target: Preset | str,
         data_shape: tuple[int, ...],
         weight_shape: tuple[int, ...],
         stride: int = 1,
@@ -92,12 +101,13 @@ class Kernel:
         import tvm
         from tvm import autotvm
 
-        from mobilenet_tvm.schedules.x86 import depthwise, pointwise, stem
-        from mobilenet_tvm.schedules.x86.layout import channel_block
+        from mobilenet_tvm.schedules import arm, x86
 
         self.kind = kind
-        templates = {"depthwise": depthwise, "pointwise": pointwise, "stem": stem}
-        self.name = templates[kind].TASK
+        # A string is an ARM target: its schedules are built for this machine.
+        here = isinstance(target, Preset)
+        backend = x86.BACKEND if here else arm.BACKEND
+        self.name = backend.templates[kind].task
         arguments = (
             ("TENSOR", data_shape, "float32"),
             ("TENSOR", weight_shape, "float32"),
@@ -108,10 +118,9 @@ class Kernel:
             "NCHW",
             "float32",
         )
-        self.task = autotvm.task.create(self.name, arguments, tvm.target.Target(preset.target))
-        with self.task.target:
-            self.in_block = data_shape[1] if kind == "stem" else channel_block(data_shape[1])
-            self.out_block = channel_block(weight_shape[0])
+        given = tvm.target.Target(target.target if isinstance(target, Preset) else target)
+        self.task = autotvm.task.create(self.name, arguments, given)
+        self.build_target = given if here else tvm.target.Target("llvm")
 
     @property
     def default(self) -> Any:
@@ -143,21 +152,21 @@ class Kernel:
             weights = by_name.pop("kernel")
             (image,) = by_name.values()
             arguments = [image, weights, tensors[0]]
-            function = tvm.build(schedule, arguments, target=self.task.target)
+        function = tvm.build(schedule, arguments, target=self.build_target)
+        outer, _, _, _, in_block, out_block = get_const_tuple(weights.shape)
 
         def run(data: Array, weight: Array) -> Array:
-            k, c, y, x = weight.shape
-            if self.kind == "depthwise":
-                packed = weight.reshape(k // self.out_block, self.out_block, 1, y, x, 1)
-                packed = packed.transpose(0, 2, 3, 4, 5, 1)
-            else:
-                packed = weight.reshape(
-                    k // self.out_block, self.out_block, c // self.in_block, self.in_block, y, x
-                ).transpose(0, 2, 4, 5, 3, 1)
+            # "OIHW<in>i<out>o", whatever the template made of it.
+            _, c, y, x = weight.shape
+            packed = weight.reshape(outer, out_block, c // in_block, in_block, y, x)
+            packed = packed.transpose(0, 2, 4, 5, 3, 1)
+            image_shape = get_const_tuple(image.shape)
+            if len(image_shape) == 5:
+                data = _blocked(data, image_shape[4])
             # NaN where nothing is written shows.
             out = tvm.nd.array(np.full(get_const_tuple(arguments[2].shape), np.nan, np.float32))
             function(
-                tvm.nd.array(data if self.kind == "stem" else _blocked(data, self.in_block)),
+                tvm.nd.array(data),
                 tvm.nd.array(np.ascontiguousarray(packed)),
                 out,
             )

@@ -1,0 +1,96 @@
+"""The computation of a pointwise (1x1, stride 1) convolution, NCHW[x]c float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import autotvm, te
+
+from mobilenet_tvm.schedules.layout import shape_of
+from mobilenet_tvm.schedules.template import unpacked
+
+
+def compute(
+    cfg: Any,
+    data: te.Tensor,
+    kernel: te.Tensor,
+    *,
+    tag: str,
+    channel_block: Callable[[int], int],
+    define_space: Callable[[Any, int, int, int], None],
+    tiled: bool = False,
+) -> te.Tensor:
+    """Compute a 1x1 convolution with stride 1 and no padding.
+
+    Args:
+        cfg: the AutoTVM configuration.
+        data: ``[N, C/x, H, W, x]``, or ``[N, C, H, W]`` when the task is described.
+        kernel: ``[K/y, C/x, 1, 1, x, y]``, or ``[K, C, 1, 1]``.
+        tag: of the convolution.
+        channel_block: block of a number of channels.
+        define_space: defines the knobs, given ``cfg``, the output's channel blocks, its height
+            and its width.
+        tiled: whether the weights of all of a register tile's channel blocks lie together, so
+            that ``y`` is ``cfg["chunks"]`` blocks of the output; else it is one.
+
+    Returns:
+        ``[N, K/z, H, W, z]``, or ``[N, K, H, W]`` for 4-D data outside tuning. ``z`` is a block
+        of the output.
+    """
+    unpack = False
+    if len(data.shape) == 4:
+        batch, channels, height, width = shape_of(data)
+        filters = shape_of(kernel)[0]
+        in_block, out_block = channel_block(channels), channel_block(filters)
+        define_space(cfg, filters // out_block, height, width)
+        kernel_block = out_block * (cfg["chunks"].val if tiled else 1)
+        data_shape = (batch, channels // in_block, height, width, in_block)
+        kernel_shape = (filters // kernel_block, channels // in_block, 1, 1, in_block, kernel_block)
+        if autotvm.GLOBAL_SCOPE.in_tuning:
+            data = te.placeholder(data_shape, data.dtype, "data")
+            kernel = te.placeholder(kernel_shape, kernel.dtype, "kernel")
+        else:  # only reached with layout alteration off: correct, not fast
+            unpack = True
+            plain, plain_kernel = data, kernel
+            data = te.compute(
+                data_shape,
+                lambda n, c, h, w, i: plain[n, c * in_block + i, h, w],
+                name="packed_data",
+            )
+            kernel = te.compute(
+                kernel_shape,
+                lambda k, c, _y, _x, i, o: plain_kernel[
+                    k * kernel_block + o, c * in_block + i, 0, 0
+                ],
+                name="packed_kernel",
+            )
+        batch, chunks, height, width, in_block = shape_of(data)
+    else:
+        batch, chunks, height, width, in_block = shape_of(data)
+        outer, _, _, _, _, kernel_block = shape_of(kernel)
+        filters = outer * kernel_block
+        out_block = channel_block(filters) if tiled else kernel_block
+        define_space(cfg, filters // out_block, height, width)
+    together = kernel_block // out_block
+    cfg.add_flop(2 * batch * chunks * in_block * filters * height * width)
+
+    channel = te.reduce_axis((0, chunks * in_block), name="channel")
+    out = te.compute(
+        (batch, filters // out_block, height, width, out_block),
+        lambda n, k, h, w, o: te.sum(
+            data[n, channel // in_block, h, w, channel % in_block]
+            * kernel[
+                k // together,
+                channel // in_block,
+                0,
+                0,
+                channel % in_block,
+                k % together * out_block + o,
+            ],
+            axis=channel,
+        ),
+        name="pointwise",
+        tag=tag,
+    )
+    return unpacked(out, tag) if unpack else out
