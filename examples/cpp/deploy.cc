@@ -2,22 +2,22 @@
 //
 //   deploy MODEL.so [INPUT.f32]     raw float32 for the first input; zeros without it
 //
-// It calls TVM by its C interface: what that takes does not depend on the compiler, so zig's or
-// any other will do for the libtvm_runtime.so of the wheel. How it is built: ../README.md.
+// It calls TVM by its C interface: what that takes does not depend on the compiler or on its C++
+// library, so zig's or any other will do for the libtvm_runtime.so of the wheel. How it is built:
+// ../README.md.
 #include <dlpack/dlpack.h>
 #include <tvm/runtime/c_runtime_api.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 namespace {
 
 void check(int status) {
   if (status != 0) {
-    std::fprintf(stderr, "error: %s\n", TVMGetLastError());
-    std::exit(3);
+    fprintf(stderr, "error: %s\n", TVMGetLastError());
+    exit(3);
   }
 }
 
@@ -26,8 +26,8 @@ TVMValue call(TVMModuleHandle module, const char* name, TVMValue argument = {}, 
   TVMFunctionHandle function = nullptr;
   check(TVMModGetFunction(module, name, 0, &function));
   if (function == nullptr) {
-    std::fprintf(stderr, "error: the module has no function %s\n", name);
-    std::exit(3);
+    fprintf(stderr, "error: the module has no function %s\n", name);
+    exit(3);
   }
   TVMValue result = {};
   int result_type = 0;
@@ -56,7 +56,7 @@ int64_t size(const DLTensor* t) {
 
 int main(int argc, char** argv) {
   if (argc < 2 || argc > 3) {
-    std::fprintf(stderr, "usage: %s MODEL.so [INPUT.f32]\n", argv[0]);
+    fprintf(stderr, "usage: %s MODEL.so [INPUT.f32]\n", argv[0]);
     return 2;
   }
   TVMModuleHandle library = nullptr;
@@ -66,20 +66,23 @@ int main(int argc, char** argv) {
   TVMModuleHandle executor = call(library, "default", cpu, kDLDevice).v_handle;
 
   DLTensor* input = tensor(executor, "get_input");
-  std::fill_n(data(input), size(input), 0.0f);
+  for (int64_t i = 0; i < size(input); ++i) data(input)[i] = 0;
   if (argc == 3) {
-    std::FILE* file = std::fopen(argv[2], "rb");
+    FILE* file = fopen(argv[2], "rb");
     const size_t wanted = static_cast<size_t>(size(input));
-    if (file == nullptr || std::fread(data(input), sizeof(float), wanted, file) != wanted) {
-      std::fprintf(stderr, "error: %s does not hold %zu float32\n", argv[2], wanted);
+    if (file == nullptr || fread(data(input), sizeof(float), wanted, file) != wanted) {
+      fprintf(stderr, "error: %s does not hold %zu float32\n", argv[2], wanted);
       return 2;
     }
-    std::fclose(file);
+    fclose(file);
   }
   call(executor, "run");
   const DLTensor* output = tensor(executor, "get_output");
-  const float* best = std::max_element(data(output), data(output) + size(output));
-  std::printf("class %td, score %.4f\n", best - data(output), *best);
+  int64_t best = 0;
+  for (int64_t i = 1; i < size(output); ++i) {
+    if (data(output)[i] > data(output)[best]) best = i;
+  }
+  printf("class %lld, score %.4f\n", static_cast<long long>(best), data(output)[best]);
   check(TVMModFree(executor));
   check(TVMModFree(library));
   return 0;
