@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUDGET ?= 4m
 
-.PHONY: tune test setup lint smoke clean
+.PHONY: tune test setup board lint smoke clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,7 +19,11 @@ setup: $(READY)
 tune: $(READY)
 	$(BIN)/python -m mobilenet_tvm.tune --target x86 --time-budget $(BUDGET)
 
-test: lint
+# An emulated aarch64 board, in the user's cache: half a minute, once, and no root.
+board: $(READY)
+	$(BIN)/python -m mobilenet_tvm.devices.qemu || echo "its tests are skipped"
+
+test: lint board
 	$(BIN)/python -m pytest
 
 lint: $(READY)

@@ -8,10 +8,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobilenet_tvm.cli.alone import add_build_options, build_alone, given_build_options
 from mobilenet_tvm.cli.bisection import bisect_result, feed_again
+from mobilenet_tvm.cli.device_options import add_device_options, device_name, open_session
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.parity_report import print_result, unreadable_message
@@ -22,6 +23,9 @@ from mobilenet_tvm.parity.artifact import MANY_PHOTOS
 from mobilenet_tvm.parity.inputs import find_images
 from mobilenet_tvm.parity.kinds import resolve
 from mobilenet_tvm.parity.npz import find_npz
+
+if TYPE_CHECKING:
+    from mobilenet_tvm.devices.rpc import BoardSession
 
 
 def _tolerance(text: str) -> float:
@@ -73,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_input_options(parser.add_argument_group("inputs"))
     _add_photo_options(parser.add_argument_group("photos"))
     _add_bisection_options(parser.add_argument_group("bisection"))
+    add_device_options(parser)
     add_build_options(parser.add_argument_group("with no ARTIFACT, how --onnx is compiled"))
 
 
@@ -177,6 +182,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         VerbFailedError: parity failed, or passed beside pictures that cannot be read; it carries
             the payload.
     """
+    device_name(args)  # a contradiction is told before anything is built
     if args.artifact is not None:
         if given := given_build_options(args):
             raise UsageError(f"{', '.join(given)}: only with no ARTIFACT, to compile --onnx")
@@ -191,6 +197,22 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 def _check(args: argparse.Namespace, artifact: Path, folder: Path, out: Output) -> dict[str, Any]:
     npz = find_npz(args.npz or ())
     images = find_images(args.images) if args.images else ()
+    with open_session(args, artifact) as session:
+        return _check_on(session, args, artifact, folder, npz, images, out)
+
+
+def _check_on(
+    session: BoardSession | None,
+    args: argparse.Namespace,
+    artifact: Path,
+    folder: Path,
+    npz: Sequence[Path],
+    images: Sequence[Path],
+    out: Output,
+) -> dict[str, Any]:
+    """On a board, or here."""
+    if session is not None:
+        out.line(f"board     {session.cpu_name()} at {session.board}")
     with photo_progress(out.console) as progress:
         result = check_artifact(
             artifact,
@@ -207,6 +229,7 @@ def _check(args: argparse.Namespace, artifact: Path, folder: Path, out: Output) 
             top_k=args.top_k,
             seed=args.seed,
             warn=out.warn,
+            session=session,
         )
     print_result(result, out)
     payload = {"artifact": str(args.artifact or args.onnx), **result.as_dict()}
@@ -223,6 +246,7 @@ def _check(args: argparse.Namespace, artifact: Path, folder: Path, out: Output) 
                 onnx=args.onnx,
                 tolerance=args.rtol,
                 folder=args.bisect_output or folder,
+                session=session,
             )
         except MobilenetTvmError as error:  # the verdict is there, and counts
             payload["bisect"] = {"error": str(error)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -54,6 +53,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         cpu = look("the CPU", environment.cpu)
         memory_gb = look("the memory", environment.memory_gb)
         cache = look("the cache folder", lambda: environment.cache(troubles))
+        board = look("the emulated board", environment.emulated_board)
         look("the toolchain", lambda: troubles.extend(toolchain.problems()))
     usable = next((row for row in rows if row.preset == default), None)
     if usable is not None and tvm is not None and not (usable.compile.ok and usable.run.ok):
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         "cache": cache,
         "default": default,
         "targets": [asdict(row) for row in rows],
-        "emulators": {name: shutil.which(name) for name in environment.QEMU.values()},
+        "emulated_board": board,
         "troubles": [asdict(trouble) for trouble in troubles],
     }
     _print(payload, packages, rows, out)
@@ -111,6 +111,13 @@ def _print(
         out.line("memory    {total} GB, {available} GB available".format(**memory_gb))
     if cache:
         out.line(f"cache     {cache['path']}" + ("" if cache["writable"] else ", not writable"))
+    if payload["emulated_board"]:
+        found = (
+            "python {python}, aarch64, under qemu"
+            if payload["emulated_board"]["set_up"]
+            else "{why}"
+        )
+        out.line(f"board     {found}".format(**payload["emulated_board"]))
     _print_table(
         out,
         ("package", "installed", "wanted", "ok"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 
 from mobilenet_tvm import targets, toolchain
+from mobilenet_tvm.devices import qemu
+from mobilenet_tvm.errors import MobilenetTvmError
 from mobilenet_tvm.targets import presets, probe
 from mobilenet_tvm.targets.presets import Preset
 from mobilenet_tvm.toolchain import Problem
@@ -26,9 +28,6 @@ PROBE_TIMEOUT_S = 30.0
 
 # Other distributions of what a dependency provides, under the same import name.
 _ALTERNATIVES = {"xgboost-cpu": "xgboost"}
-
-# qemu-user's program for each ``Preset.arch``.
-QEMU = {"x86_64": "qemu-x86_64", "aarch64": "qemu-aarch64", "armv7l": "qemu-arm"}
 
 
 @dataclass(frozen=True)
@@ -163,10 +162,7 @@ def target_rows(tvm_usable: bool) -> list[TargetRow]:
     """Compile a tiny kernel for every preset, and run it where this machine can."""
     if not tvm_usable:
         unusable = Answer(False, "the pinned TVM is not usable")
-        return [
-            TargetRow(preset.name, unusable, unusable, _emulate(preset))
-            for preset in presets.PRESETS
-        ]
+        return [TargetRow(preset.name, unusable, unusable, unusable) for preset in presets.PRESETS]
     rows = []
     worker = toolchain.Worker()
     try:
@@ -179,7 +175,7 @@ def target_rows(tvm_usable: bool) -> list[TargetRow]:
                         preset.name,
                         compiled,
                         _run(preset, compiled, worker, path),
-                        _emulate(preset),
+                        _emulate(preset, compiled, path),
                     )
                 )
     finally:
@@ -198,10 +194,39 @@ def _run(preset: Preset, compiled: Answer, worker: toolchain.Worker, path: str) 
     return _try(worker, probe.run_kernel, path)
 
 
-def _emulate(preset: Preset) -> Answer:
-    qemu = QEMU.get(preset.arch, f"qemu-{preset.arch}")
-    there = "is there" if shutil.which(qemu) else "is not on PATH"
-    return Answer(False, f"emulation is not wired up yet ({qemu} {there})")
+def _emulate(preset: Preset, compiled: Answer, path: str) -> Answer:
+    if preset.arch != "aarch64" or preset.qemu is None:
+        return Answer(False, "the emulated board is an aarch64 Linux")
+    if not qemu.is_set_up():
+        return Answer(False, f"it is {qemu.why_not()}")
+    if not compiled.ok:
+        return Answer(False, "it does not compile")
+    code = f"from mobilenet_tvm.targets import probe; probe.run_kernel({path!r})"
+    try:
+        done = qemu.runtime(set_up=False).run_python(
+            ["-c", code], cpu=preset.qemu, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return Answer(False, f"it took more than {PROBE_TIMEOUT_S:.0f} s")
+    except MobilenetTvmError as error:
+        return Answer(False, str(error))
+    return (
+        Answer(True) if done.returncode == 0 else Answer(False, last_line(Exception(done.stderr)))
+    )
+
+
+def emulated_board() -> dict[str, Any]:
+    """Whether there is one (``devices.qemu``), what it is, and if not, why."""
+    if not qemu.is_set_up():
+        return {"set_up": False, "why": qemu.why_not()}
+    board = qemu.runtime(set_up=False)
+    emulators = {arch: str(path) for arch, path in board.emulators.items()}
+    return {
+        "set_up": True,
+        "root": str(board.root),
+        "python": board.python_version,
+        "emulators": emulators,
+    }
 
 
 def _try(worker: toolchain.Worker, function: Callable[..., None], *arguments: Any) -> Answer:

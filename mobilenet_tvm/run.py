@@ -6,15 +6,19 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from mobilenet_tvm.build.manifest import Manifest
+from mobilenet_tvm.cli.device_options import add_device_options, open_session
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.parity.inputs import photo_feed
 from mobilenet_tvm.parity.scores import Scores, as_scores, best, probabilities
+
+if TYPE_CHECKING:
+    from mobilenet_tvm.runtime import Module
 
 TOP_K = 5
 
@@ -29,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="names of the classes, one a line (default: those in the manifest)",
     )
+    add_device_options(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
@@ -36,11 +41,23 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
     Raises:
         UsageError: the artifact, a photo or the labels cannot be used.
+        DeviceError: the board cannot be had, or was lost.
     """
-    from mobilenet_tvm.runtime import load
+    from mobilenet_tvm.runtime import load, load_remote
 
     labels = read_labels(args.labels) if args.labels else None
-    module = load(args.artifact)
+    with open_session(args, args.artifact) as session:
+        if session is None:
+            module = load(args.artifact)
+        else:
+            module = load_remote(session, args.artifact)
+            out.line(f"on {session.cpu_name()} at {session.board}")
+        return _classify(args, module, labels, out)
+
+
+def _classify(
+    args: argparse.Namespace, module: Module, labels: tuple[str, ...] | None, out: Output
+) -> dict[str, Any]:
     labels = labels or module.manifest.labels
     images = []
     for path in args.images:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mobilenet_tvm import doctor, environment, toolchain
 from mobilenet_tvm.cli.frame import Output
+from mobilenet_tvm.devices import qemu
 from mobilenet_tvm.environment import Answer
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.targets import presets, resolve
@@ -51,7 +52,7 @@ def test_json_has_every_part(report):
         "cache",
         "default",
         "targets",
-        "emulators",
+        "emulated_board",
         "troubles",
     }
     assert payload["ok"] is True
@@ -84,14 +85,38 @@ def test_every_preset_is_tried(report):
         row = rows[preset.name]
         assert row["compile"] == {"ok": True, "why": ""}
         assert row["run"]["ok"] is preset.runs_here()
-        assert row["emulate"]["ok"] is False
-        assert "not wired up yet (qemu-" in row["emulate"]["why"]
+        emulated = preset.arch == "aarch64" and payload["emulated_board"]["set_up"]
+        assert row["emulate"]["ok"] is emulated, row["emulate"]["why"]
+        if preset.arch != "aarch64":
+            assert row["emulate"]["why"] == "the emulated board is an aarch64 Linux"
+
+
+def test_the_emulated_board_is_there_or_how_to_set_it_up(report):
+    board = report[0]["emulated_board"]
+    assert board["set_up"] is qemu.is_set_up()
+    if board["set_up"]:
+        assert set(board["emulators"]) == {"aarch64", "armv7l"}
+    else:
+        assert board["why"] == qemu.why_not()
+
+
+def test_no_emulated_board_says_what_to_do(tmp_path):
+    zig = str(toolchain.cache_dir() / "zig")  # or it would compile a libc first
+    kept = {"ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig}
+    done = run_doctor("--json", MOBILENET_TVM_CACHE=str(tmp_path), **kept)
+    payload = json.loads(done.stdout)
+    assert payload["ok"] is True
+    assert payload["emulated_board"]["set_up"] is False
+    (row,) = (row for row in payload["targets"] if row["preset"] == "rpi4")
+    assert row["emulate"]["ok"] is False
+    assert "not set up" in row["emulate"]["why"]
+    assert "board     not set up: " in done.stderr
 
 
 def test_a_person_gets_plain_lines(report):
     _, said = report
     lines = said.splitlines()
-    for start in ("python    3.", "tvm       0.19.0 ", "cpu       ", "features  ", "cache     "):
+    for start in ("python    3.", "tvm       0.19.0 ", "cpu       ", "cache     ", "board     "):
         assert any(line.startswith(start) for line in lines), start
     assert any(
         " ".join(line.split()) == "preset compile here run here emulate here" for line in lines
@@ -191,6 +216,7 @@ def test_targets_that_do_not_work_say_why(monkeypatch):
         arch="aarch64",
         cpu_features=("asimd",),
         linker=("ld.lld", "-m", "aarch64linux", "-shared"),
+        qemu="cortex-a72",
     )
     tried = (
         changed("link", linker=("ld.lld", "-m", "nonsense", "-shared")),
@@ -210,7 +236,7 @@ def test_targets_that_do_not_work_say_why(monkeypatch):
     assert future.run == Answer(False, "this CPU lacks avx4096")
     assert arm_row.compile.ok
     assert arm_row.run.why == "it is for aarch64, this machine is x86_64"
-    assert "qemu-aarch64" in arm_row.emulate.why
+    assert arm_row.emulate.ok is qemu.is_set_up(), arm_row.emulate.why
     assert here.compile.ok
     assert here.run.ok
 

@@ -136,6 +136,14 @@ class NpzInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
 
 
+class DeviceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The board that an artifact ran on: its name and CPU, and whether an emulator played it."""
+
+    board: str
+    cpu: str
+    emulated: bool
+
+
 class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Result of the parity check: errors are relative to max |reference| of each output.
 
@@ -143,7 +151,8 @@ class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``inputs`` counts those made up, ``kinds`` says how many of each kind; with ``seed`` they are
     made again. ``images`` counts the photos compared, ``near_ties`` those of another best class
     within the tolerance, ``unreadable`` the pictures that could not be opened. ``worst`` names
-    the input of ``max_error``.
+    the input of ``max_error``. ``device`` is the board it ran on, None for the machine that
+    checked it.
     """
 
     passed: bool
@@ -161,6 +170,7 @@ class ParityInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     near_ties: int = 0
     unreadable: int = 0
     worst: str | None = None
+    device: DeviceInfo | None = None
 
 
 class LatencyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

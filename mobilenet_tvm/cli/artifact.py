@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,6 +31,9 @@ from mobilenet_tvm.parity import ParityResult
 from mobilenet_tvm.parity.inputs import find_images
 from mobilenet_tvm.records import Record, SearcherName, Task, extract_tasks
 from mobilenet_tvm.targets import Preset
+
+if TYPE_CHECKING:
+    from mobilenet_tvm.cli.boards import Device
 
 
 def add_artifact_options(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +123,7 @@ class Job:
     """A model on its way to an artifact, resolved once and for all from the arguments.
 
     ``tasks`` are AutoTVM's; ``ansor_tasks``, which take seconds to find, are there if wanted.
+    ``device`` is where it is tuned; None is this machine, if that can run the preset.
     """
 
     relay: frontend.RelayModel
@@ -132,6 +136,19 @@ class Job:
     folder: Path
     ansor_tasks: tuple[Task, ...] = ()
     linker: tuple[str, ...] | None = None
+    device: Device | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is something to run the artifact on: this machine, or a board."""
+        on_board = self.device is not None and self.device.rpc is not None
+        return on_board or self.preset.runs_here()
+
+    @property
+    def timed(self) -> bool:
+        """Whether candidates can be timed there."""
+        timing = "measured" if self.device is None else self.device.timing
+        return timing == "measured" and self.runs
 
     @property
     def all_tasks(self) -> tuple[Task, ...]:
@@ -233,7 +250,7 @@ def compile_and_check(
     if args.require_tuned:
         plans = _tuned_plans(job, plans, best)
     why = "--no-check" if args.no_check else f"{job.preset.name} does not run on this machine"
-    check = not args.no_check and job.preset.runs_here()
+    check = not args.no_check and job.runs
     with folder_beside(job.artifact) as folder:
         decision = build_and_decide(
             job, plans, best, folder, threads=args.threads, check=check, out=out

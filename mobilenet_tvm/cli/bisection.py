@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.markup import escape
@@ -20,6 +20,9 @@ from mobilenet_tvm.parity.inputs import photo_feed, photo_names
 from mobilenet_tvm.parity.kinds import Feed, plan
 from mobilenet_tvm.parity.npz import read_npz
 
+if TYPE_CHECKING:
+    from mobilenet_tvm.devices.rpc import BoardSession
+
 # Layers that the table of a sound artifact shows.
 _SHOWN: Final = 8
 
@@ -33,6 +36,7 @@ def bisect_result(
     onnx: Path | None,
     tolerance: float | None,
     folder: Path,
+    session: BoardSession | None = None,
 ) -> dict[str, Any]:
     """Bisect on the input that the artifact is furthest off on, print what comes of it.
 
@@ -43,6 +47,7 @@ def bisect_result(
         onnx: the model's file, where it is not found by itself.
         tolerance: as the check was asked for.
         folder: for the reproducer.
+        session: with the board that runs the kernels; None is this machine.
 
     Returns:
         The bisection for ``--json``.
@@ -57,6 +62,7 @@ def bisect_result(
             onnx=onnx,
             reference=result.decided_by,
             tolerance=tolerance,
+            session=session,
         )
     payload = {"input": name, **found.as_dict(), "reproducer": None}
     if found.culprit is None:

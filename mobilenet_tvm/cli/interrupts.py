@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def interruptible() -> Iterator[Interrupts]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         state.seen = True
+        _hang_up_on_boards()
         if _would_be_lost(frame):
             timer = threading.Timer(_RETRY_S, again, (number,))
             timer.daemon = True
@@ -65,6 +67,13 @@ def interruptible() -> Iterator[Interrupts]:
         state.over = True
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _hang_up_on_boards() -> None:
+    """Whatever TVM still has to say to one in its destructors would wait for its answer."""
+    relay = sys.modules.get("mobilenet_tvm.devices.relay")
+    if relay is not None:
+        relay.hang_up_all()
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

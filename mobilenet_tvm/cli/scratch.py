@@ -1,4 +1,4 @@
-"""A folder for the candidates of an artifact, gone afterwards even if the run was killed."""
+"""Folders that are gone afterwards, even if the run was killed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,29 @@ def folder_beside(artifact: Path) -> Iterator[Path]:
     Raises:
         DeviceError: the place cannot be written.
     """
+    with _held(artifact.parent, _PREFIX, f"cannot write {artifact}") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder ``<prefix>...`` in ``parent``. Those that killed runs left are deleted first.
+
+    Raises:
+        DeviceError: the place cannot be written.
+    """
+    with _held(parent, prefix, f"cannot make a folder in {parent}") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _held(parent: Path, prefix: str, cannot: str) -> Iterator[Path]:
     try:
-        artifact.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(artifact.parent)
-        folder, lock = _held_folder(artifact.parent)
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent, prefix)
+        folder, lock = _new_folder(parent, prefix)
     except OSError as error:
-        raise DeviceError(f"cannot write {artifact}: {error.strerror or error}") from None
+        raise DeviceError(f"{cannot}: {error.strerror or error}") from None
     try:
         yield folder
     finally:
@@ -38,10 +55,10 @@ def folder_beside(artifact: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _held_folder(parent: Path) -> tuple[Path, filelock.BaseFileLock]:
+def _new_folder(parent: Path, prefix: str) -> tuple[Path, filelock.BaseFileLock]:
     """A new folder and the lock in it, which the system lets go of when this run dies."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX))
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         lock = filelock.FileLock(folder / _LOCK)
         with contextlib.suppress(filelock.Timeout, FileNotFoundError):
             lock.acquire(timeout=0)
@@ -51,9 +68,9 @@ def _held_folder(parent: Path) -> tuple[Path, filelock.BaseFileLock]:
         # Between the lock's making and its taking another run took the folder for a left one.
 
 
-def _sweep(parent: Path) -> None:
+def _sweep(parent: Path, prefix: str) -> None:
     """Delete the folders that no living run holds."""
-    for folder in parent.glob(f"{_PREFIX}*"):
+    for folder in parent.glob(f"{prefix}*"):
         if not (folder / _LOCK).exists():  # just being made
             continue
         lock = filelock.FileLock(folder / _LOCK)

@@ -1,1 +1,1 @@
-"""Where an artifact runs when not on this machine's own CPU."""
+"""Where a module runs when it is not this process: on boards, over TVM's RPC, and emulated."""

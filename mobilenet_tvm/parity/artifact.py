@@ -6,11 +6,11 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from mobilenet_tvm.build.manifest import Manifest, read_manifest, write_manifest
+from mobilenet_tvm.build.manifest import DeviceInfo, Manifest, read_manifest, write_manifest
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.parity.folder import FolderCheck, Progress, compare_folder
 from mobilenet_tvm.parity.gate import check, tolerance_of
@@ -18,6 +18,9 @@ from mobilenet_tvm.parity.inputs import shapes_of
 from mobilenet_tvm.parity.kinds import DEFAULT_KINDS, resolve
 from mobilenet_tvm.parity.references import RUNNERS, Reference, reference_onnx
 from mobilenet_tvm.parity.result import ParityResult
+
+if TYPE_CHECKING:
+    from mobilenet_tvm.devices.rpc import BoardSession
 
 # With more photos than this they are compared on all cores and summed up, not listed.
 MANY_PHOTOS: Final = 50
@@ -39,6 +42,7 @@ def check_artifact(
     top_k: int = 5,
     seed: int = 0,
     warn: Callable[[str], None] = warnings.warn,
+    session: BoardSession | None = None,
 ) -> ParityResult:
     """``check`` the artifact at ``path`` against its ONNX model; the manifest keeps the result.
 
@@ -46,21 +50,22 @@ def check_artifact(
     stands alone. ``onnx`` is the model's file where the manifest's own source cannot be read.
     With ``agreement`` (None: for more than ``MANY_PHOTOS`` photos) the photos are compared by
     ``jobs`` processes, which report to ``progress``, and summed up in ``result.folder``. A
-    manifest that cannot be written is told to ``warn``.
+    manifest that cannot be written is told to ``warn``. With ``session`` the artifact runs on that
+    board, all photos one after the other, and the references here.
 
     Raises:
         UsageError: the artifact, its model or an input cannot be used, or the artifact was
             replaced meanwhile.
-        DeviceError: a process that compares photos died or hung.
+        DeviceError: a process that compares photos died or hung, or the board was lost.
     """
-    from mobilenet_tvm.runtime import load
+    from mobilenet_tvm.runtime import load, load_remote
 
     names = (reference,) if isinstance(reference, str) else tuple(dict.fromkeys(reference))
     for name in names:
         if name not in RUNNERS:
             raise UsageError(f"no reference {name}: take one of {', '.join(RUNNERS)}")
     kinds = resolve(kinds)
-    module = load(path)
+    module = load(path) if session is None else load_remote(session, path)
     manifest = module.manifest
     data, shapes = reference_onnx(manifest, onnx), shapes_of(manifest)
     first, *others = (RUNNERS[name](data, shapes) for name in names)
@@ -84,10 +89,13 @@ def check_artifact(
         )
     if agreement and images:
         what = FolderCheck(path.resolve(), names, onnx and onnx.resolve(), tolerance, top_k)
-        folder = compare_folder(what, manifest, images, jobs=jobs, progress=progress)
+        remote = None if session is None else module
+        folder = compare_folder(what, manifest, images, jobs=jobs, progress=progress, module=remote)
         result = dataclasses.replace(
             result, folder=folder, warnings=(*result.warnings, *folder.warnings)
         )
+    if session is not None:
+        result = dataclasses.replace(result, device=_device(session))
     latest = read_manifest(path)
     if latest.so_sha256 != manifest.so_sha256:
         raise UsageError(f"{path} was replaced while it was checked: check it again")
@@ -96,6 +104,10 @@ def check_artifact(
     except OSError as error:
         warn(f"the manifest of {path} does not say so: it cannot be written ({error})")
     return result
+
+
+def _device(session: BoardSession) -> DeviceInfo:
+    return DeviceInfo(session.board, session.cpu_name(), session.timing == "emulated")
 
 
 def _nothing_yet(

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -27,6 +27,9 @@ from mobilenet_tvm.parity.references import RUNNERS, reference_onnx
 from mobilenet_tvm.parity.taps import Tapped, plain_layout
 from mobilenet_tvm.parity.tolerances import tolerance_for
 from mobilenet_tvm.parity.where import describe
+
+if TYPE_CHECKING:
+    from mobilenet_tvm.devices.rpc import BoardSession
 
 Array = NDArray[Any]
 
@@ -159,6 +162,7 @@ def bisect(
     onnx: Path | None = None,
     reference: str = "onnxruntime",
     tolerance: float | None = None,
+    session: BoardSession | None = None,
 ) -> Bisection:
     """Find the first layer of the artifact at ``path`` that is wrong on one set of inputs.
 
@@ -169,14 +173,15 @@ def bisect(
         reference: a key of ``RUNNERS``.
         tolerance: that a layer may add, as a share of the scale of what it makes; that of the
             tensor's dtype where it is not given.
+        session: with the board that runs the kernels; None is this machine.
 
     Raises:
         UsageError: the artifact or its model cannot be used.
-        DeviceError: a kernel raised an error.
+        DeviceError: a kernel raised an error, or the board was lost.
     """
     from mobilenet_tvm.runtime.steps import open_steps
 
-    steps = open_steps(path)
+    steps = open_steps(path, session)
     manifest = steps.manifest
     tapped = Tapped(reference_onnx(manifest, onnx), shapes_of(manifest))
     layers = list(manifest.layers)

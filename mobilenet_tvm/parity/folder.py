@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobilenet_tvm.build.manifest import Manifest
 from mobilenet_tvm.errors import DeviceError, MobilenetTvmError, UsageError, last_line
@@ -24,6 +25,9 @@ from mobilenet_tvm.parity.inputs import photo_feed, photo_input, photo_names, sh
 from mobilenet_tvm.parity.photos import PhotoAgreement, PhotoTally, Unreadable
 from mobilenet_tvm.parity.references import RUNNERS, reference_onnx
 from mobilenet_tvm.toolchain import Worker
+
+if TYPE_CHECKING:
+    from mobilenet_tvm.runtime import Module
 
 # Told after every chunk: photos done, photos in all, what has come together.
 Progress = Callable[[int, int, PhotoTally], None]
@@ -58,10 +62,12 @@ def compare_folder(
     *,
     jobs: int | None = None,
     progress: Progress | None = None,
+    module: Module | None = None,
 ) -> PhotoAgreement:
     """Compare the artifact with its references on every picture, in ``jobs`` processes.
 
-    ``jobs`` None is one for each core that this process may use.
+    ``jobs`` None is one for each core that this process may use. A ``module`` that is loaded
+    already, on a board, is run from this process alone.
 
     Raises:
         UsageError: the model takes no photos, or its ONNX file cannot be had.
@@ -72,7 +78,12 @@ def compare_folder(
     photos = list(zip(photo_names(images), images, strict=True))
     chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
     done = 0
-    for results in _in_processes(what, chunks, jobs or cores()):
+    if module is None:
+        examined = _in_processes(what, chunks, jobs or cores())
+    else:
+        here = _opened(what, module)
+        examined = (_examine_chunk(here, chunk) for chunk in chunks)
+    for results in examined:
         for one in results:
             if isinstance(one, Unreadable):
                 tally.add_unreadable(one)
@@ -93,6 +104,8 @@ def cores() -> int:
 
 _Chunk = list[tuple[str, Path]]
 _Results = list[Case | Unreadable]
+# The list is of the photos that the other references were asked of.
+_Opened = tuple[Manifest, Subject, list[str]]
 
 
 def _in_processes(what: FolderCheck, chunks: Sequence[_Chunk], jobs: int) -> Iterator[_Results]:
@@ -157,7 +170,11 @@ def _call(worker: Worker, what: FolderCheck, chunk: _Chunk) -> _Results:
 
 def _examine(what: FolderCheck, chunk: _Chunk) -> _Results:
     """In the worker: a case a photo."""
-    manifest, subject, asked = _open(what)
+    return _examine_chunk(_open(what), chunk)
+
+
+def _examine_chunk(opened: _Opened, chunk: _Chunk) -> _Results:
+    manifest, subject, asked = opened
     found: _Results = []
     for name, path in chunk:
         try:
@@ -176,13 +193,16 @@ def _examine(what: FolderCheck, chunk: _Chunk) -> _Results:
 
 
 @functools.lru_cache(maxsize=1)
-def _open(what: FolderCheck) -> tuple[Manifest, Subject, list[str]]:
-    """In the worker, once; the list is of the photos that the other references were asked of."""
+def _open(what: FolderCheck) -> _Opened:
+    """In the worker, once."""
     from mobilenet_tvm.runtime import load
 
     # TVM would bind this thread to the first core, and so every worker's.
     os.environ["TVM_BIND_THREADS"] = "0"
-    module = load(what.artifact, threads=1)
+    return _opened(what, load(what.artifact, threads=1))
+
+
+def _opened(what: FolderCheck, module: Module) -> _Opened:
     manifest = module.manifest
     data, shapes = reference_onnx(manifest, what.onnx), shapes_of(manifest)
     first, *others = (RUNNERS[name](data, shapes) for name in what.references)

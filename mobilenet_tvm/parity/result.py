@@ -8,7 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from mobilenet_tvm.build.manifest import NpzInfo, ParityInfo
+import msgspec
+
+from mobilenet_tvm.build.manifest import DeviceInfo, NpzInfo, ParityInfo
 from mobilenet_tvm.parity.case import NPZ, Case, count_kinds
 from mobilenet_tvm.parity.comparison import OutputComparison, finite_or_none
 from mobilenet_tvm.parity.photos import PhotoAgreement, PhotoTally, Unreadable
@@ -20,7 +22,8 @@ class ParityResult:
 
     ``reference`` decided; ``references`` are all that ran. ``cases`` are the inputs one by one;
     of a large folder of photos, which are not among them, ``folder`` is the sum.
-    ``unreadable`` are pictures that could not be opened: they make no verdict.
+    ``unreadable`` are pictures that could not be opened: they make no verdict. ``device`` is the
+    board that ran the artifact, None for this machine.
     """
 
     reference: str
@@ -33,6 +36,7 @@ class ParityResult:
     labels: tuple[str, ...] | None = None
     unreadable: tuple[Unreadable, ...] = ()
     folder: PhotoAgreement | None = None
+    device: DeviceInfo | None = None
 
     def __bool__(self) -> bool:
         if not all(self.cases) or (self.folder is not None and self.folder.failed):
@@ -116,6 +120,8 @@ class ParityResult:
         if kinds[NPZ]:
             ran += f", {kinds[NPZ]} npz file{'s' if kinds[NPZ] > 1 else ''}"
         ran += f" and {photos.photos} photos"
+        if self.device is not None:
+            ran += f", run on {self.device.cpu}"
         unread = ""
         if photos.unreadable_count:
             first = f" ({photos.unreadable[0].photo}{', ...' * (photos.unreadable_count > 1)})"
@@ -154,6 +160,7 @@ class ParityResult:
             near_ties=photos.near_ties,
             unreadable=photos.unreadable_count,
             worst=worst and worst[0].name,
+            device=self.device,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -168,6 +175,7 @@ class ParityResult:
             "would_pass_at": finite_or_none(self.would_pass_at),
             "worst": worst and {"input": worst[0].name, "output": worst[1].name},
             "top1_agreement": self.agreement(1),
+            "device": self.device and msgspec.to_builtins(self.device),
             "seed": self.seed,
             "kinds": count_kinds(self.cases),
             "npz": [{"name": one.name, "digest": one.digest} for one in self.npz],

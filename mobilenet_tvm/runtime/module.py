@@ -156,14 +156,12 @@ def verify_machine(path: Path, manifest: Manifest) -> None:
         ForeignArtifactError: it is for another architecture, or for a CPU with more features.
         UsageError: the file is no shared library.
     """
-    # An archive of objects says nothing of itself that Python could read.
-    machine = manifest.target.arch if path.suffix == ".tar" else _elf_machine(path)
-    if machine == platform.machine():
-        machine = manifest.target.arch
+    machine = machine_of(path, manifest)
     if machine != platform.machine():
         raise ForeignArtifactError(
             f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
-            f"{platform.machine()}: compile it with a --target for this machine"
+            f"{platform.machine()}: compile it with a --target for this machine, or check and run "
+            "it on a board (--tracker) or an emulated one (--device qemu)"
         )
     missing = missing_features(manifest.target.cpu_features)
     if missing:
@@ -172,6 +170,19 @@ def verify_machine(path: Path, manifest: Manifest) -> None:
             f"{path} needs CPU features that this machine lacks: {', '.join(missing)} (preset "
             f"{manifest.target.preset}): compile it with --target {native} on this machine"
         )
+
+
+def machine_of(path: Path, manifest: Manifest, runs_on: str | None = None) -> str:
+    """The architecture that an artifact is for; ``runs_on`` (default: this machine's) if it fits.
+
+    Both as ``platform.machine()`` names them.
+
+    Raises:
+        UsageError: the file is no shared library.
+    """
+    # An archive of objects says nothing of itself that Python could read.
+    machine = manifest.target.arch if path.suffix == ".tar" else _elf_machine(path)
+    return manifest.target.arch if machine == (runs_on or platform.machine()) else machine
 
 
 def verify_checked(path: Path, manifest: Manifest) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from mobilenet_tvm.devices.rpc import BoardLostError, BoardSession
 from mobilenet_tvm.errors import DeviceError, last_line
 from mobilenet_tvm.runtime.module import check_inputs, open_library
+from mobilenet_tvm.runtime.remote import CALL_S, open_remote
 
 Array = npt.NDArray[Any]
+
+# A remote device's type is above this (tvm.rpc.base.RPC_SESS_MASK).
+RPC_SESS_MASK: Final = 128
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,22 @@ class Steps:
         heads: of each output of the manifest, the kernel that makes it; None where none does.
     """
 
-    def __init__(self, library: Any, manifest: Any) -> None:
+    def __init__(self, library: Any, manifest: Any, session: BoardSession | None = None) -> None:
+        self.manifest = manifest
+        self._session = session
+        with self._calls():
+            self._open(library)
+
+    def _calls(self) -> contextlib.AbstractContextManager[None]:
+        """Around whatever goes to the board, where it is one."""
+        if self._session is None:
+            return contextlib.nullcontext()
+        return self._session.calls(limit_s=CALL_S)
+
+    def _open(self, library: Any) -> None:
         import tvm
 
-        self.manifest = manifest
+        manifest = self.manifest
         graph = json.loads(library["get_graph_json"]())
         self._rows: list[int] = [
             index for index, node in enumerate(graph["nodes"]) if node["op"] != "null"
@@ -65,7 +84,8 @@ class Steps:
         # With one output a node: the executor shows its memory by the number of the node alone.
         self._single = outputs == list(range(len(outputs)))
         self._kinds = [graph["nodes"][row]["attrs"]["func_name"] for row in self._rows]
-        self._executor = library["debug_create"]("default", tvm.cpu(0))
+        self._device = tvm.cpu(0) if self._session is None else self._session.device()
+        self._executor = library["debug_create"]("default", self._device)
 
     def run(self, inputs: Mapping[str, Array], *, poison: bool = True) -> Iterator[Array]:
         """One inference; the result of each kernel, as it lies in memory, right after it.
@@ -83,21 +103,27 @@ class Steps:
         import tvm
 
         arrays = check_inputs(self.manifest, inputs)
-        for name, array in arrays.items():
-            self._executor["set_input"](name, tvm.nd.array(array))
-        views = self._buffers() if poison and self._single else None
-        # One run from the start: the executor goes on from the node that it ran last.
-        self._executor["execute_node"](0)
-        run, result = self._executor["execute_node"], self._executor["get_node_output"]
+        with self._calls():
+            for name, array in arrays.items():
+                self._executor["set_input"](name, tvm.nd.array(array, self._device))
+            views = self._buffers() if poison and self._single else None
+            # One run from the start: the executor goes on from the node that it ran last.
+            self._executor["execute_node"](0)
+            run, result = self._executor["execute_node"], self._executor["get_node_output"]
         for index, row in enumerate(self._rows):
-            if views is not None and self._may_poison(index, views):
-                views[row].copyfrom(np.full(views[row].shape, np.nan, views[row].dtype))
+            with self._calls():
+                if views is not None and self._may_poison(index, views):
+                    views[row].copyfrom(np.full(views[row].shape, np.nan, views[row].dtype))
             try:
-                run(row)
+                with self._calls():
+                    run(row)
+                    value = result(row, 0).numpy()
+            except BoardLostError:
+                raise
             except Exception as error:  # whatever TVM raised
                 reason = last_line(error)
                 raise DeviceError(f"kernel {self.nodes[index].name} fails: {reason}") from error
-            yield result(row, 0).numpy()
+            yield value
 
     def _buffers(self) -> list[Any]:
         """The buffer of every node's output, by row: views of the executor's own memory."""
@@ -116,14 +142,23 @@ class Steps:
 
 
 def _address(array: Any) -> int:
-    return int(array.handle.contents.data)
+    """Where the array's elements lie, here or on the board."""
+    data = int(array.handle.contents.data)
+    if array.device.device_type < RPC_SESS_MASK:
+        return data
+    # Of a remote array it points to a RemoteSpace (rpc_session.h), whose first field that is.
+    return ctypes.c_void_p.from_address(data).value or 0
 
 
-def open_steps(path: str | Path) -> Steps:
+def open_steps(path: str | Path, session: BoardSession | None = None) -> Steps:
     """Open an artifact to be run kernel by kernel, after the checks that ``load`` makes.
+
+    With ``session`` on that board, after those of ``load_remote``.
 
     Raises:
         UsageError: as ``load``.
+        DeviceError: as ``load_remote``.
     """
-    library, manifest = open_library(Path(path))
-    return Steps(library, manifest)
+    if session is None:
+        return Steps(*open_library(Path(path)))
+    return Steps(*open_remote(session, Path(path)), session)

@@ -11,11 +11,14 @@ from pathlib import Path
 import archspec.cpu
 import psutil
 
+from mobilenet_tvm.targets.hwcap import hwcap_features, is_arm
+
 
 @functools.cache
 def cpu_features() -> frozenset[str]:
     """Feature names of this CPU as Linux and archspec spell them (``avx512f``, ``fma`` ...)."""
-    return frozenset(archspec.cpu.host().features) | _proc_flags()
+    told = hwcap_features() if is_arm() else _proc_flags()
+    return frozenset(archspec.cpu.host().features) | told
 
 
 def _proc_flags() -> frozenset[str]:
@@ -33,9 +36,15 @@ def _proc_flags() -> frozenset[str]:
 
 @functools.cache
 def cpu_name() -> str:
-    """Model name of this CPU with archspec's microarchitecture: ``AMD EPYC (zen4)``."""
+    """Model name of this CPU with archspec's microarchitecture: ``AMD EPYC (zen4)``.
+
+    Of an ARM CPU, which has no name, the board's: ``Raspberry Pi 4 Model B (cortex_a72)``.
+    """
     model = platform.processor() or platform.machine()
     try:
+        if is_arm():
+            model = Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ")
+            return f"{model} ({archspec.cpu.host().name})"
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()

@@ -17,14 +17,14 @@ from types import MappingProxyType
 from tvm.relay.op.strategy import arm_cpu as stock
 from tvm.topi import x86 as topi_x86
 
-from mobilenet_tvm.schedules.arm import depthwise, pointwise, stem
+from mobilenet_tvm.schedules.arm import ansor, depthwise, pointwise, stem
 from mobilenet_tvm.schedules.arm.target import channel_block, is_arm
 from mobilenet_tvm.schedules.strategy import Backend, Template
 
 BACKEND = Backend(
     key="arm_cpu",
     stock=(
-        stock.conv2d_strategy_arm_cpu,
+        ansor.conv2d_strategy,
         stock.conv2d_NCHWc_strategy_arm_cpu,
         stock.depthwise_conv2d_NCHWc_strategy_arm_cpu,
     ),

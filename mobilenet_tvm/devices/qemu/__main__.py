@@ -20,8 +20,9 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     board = qemu.runtime(out.line)
     out.line(f"board     {board.root}")
     out.line(f"python    {board.python_version}, aarch64")
-    for arch, emulator in board.emulators.items():
-        out.line(f"qemu      {emulator}: {', '.join(board.cpus(arch))}")
+    for emulator in board.emulators.values():
+        out.line(f"qemu      {emulator}")
+    out.line(f"cpus      {', '.join(board.cpus())}")
     return {
         "root": str(board.root),
         "python": board.python_version,

@@ -27,14 +27,15 @@ _AARCH64: dict[str, tuple[str, ...]] = {
     "cortex-a78": ("cortex-a76", "neoverse-n1"),
     "cortex-x1": ("cortex-a76", "neoverse-n1"),
 }
-# A9 is ARMv7 with NEON and without what A7 and A15 have more: fused multiply-add and division.
+# A8 is ARMv7 with NEON and no more: A7 and A15 have fused multiply-add and division.
 _ARMV7: dict[str, tuple[str, ...]] = {
-    "generic": ("cortex-a9", "cortex-a8"),
+    "generic": ("cortex-a8", "cortex-a9"),
     "cortex-a5": ("cortex-a7", "cortex-a15"),
     "cortex-a12": ("cortex-a15",),
     "cortex-a17": ("cortex-a15",),
 }
 TABLES = {"aarch64": _AARCH64, "armv7l": _ARMV7}
+
 
 @dataclass(frozen=True)
 class EmulatedCpu:

@@ -13,7 +13,7 @@ from typing import Any
 
 import mobilenet_tvm
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.devices.qemu import cpus
+from mobilenet_tvm.devices.qemu import cpuinfo, cpus
 from mobilenet_tvm.devices.qemu.cpus import EmulatedCpu
 from mobilenet_tvm.errors import DeviceError, UsageError
 
@@ -27,7 +27,7 @@ here=$(dirname "$0")
 # A guest that crashes would leave qemu's core file in the current folder.
 ulimit -c 0
 emulator=${{{EMULATOR_VARIABLE}:-qemu-aarch64}}
-exec "$emulator" -0 "$0" -L "$here/../.." "$here/python@VERSION@" "$@"
+exec "$emulator" -0 "$0" "$here/python@VERSION@" "$@"
 """
 
 
@@ -40,8 +40,8 @@ def python_script(version: str) -> str:
 # VIRTUAL_ENV, nor TVM's and qemu's settings.
 _INHERITED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 
-# The default CPU of each architecture.
-_PLAIN = {"aarch64": "cortex-a72", "armv7l": "cortex-a9"}
+# The default CPU of each architecture: the most usual boards'.
+_PLAIN = {"aarch64": "cortex-a72", "armv7l": "cortex-a7"}
 
 # e_machine of an ELF header, and this package's name for it (``Preset.arch``).
 _ARCHS = {40: "armv7l", 183: "aarch64"}
@@ -58,7 +58,8 @@ class QemuRuntime:
 
     - ``RLIMIT_AS`` and ``RLIMIT_DATA`` are accepted and do nothing. A child's ``VmRSS`` in /proc
       is true, plus some 50 MiB of qemu's.
-    - ``/proc/cpuinfo`` is the host's.
+    - ``/proc/cpuinfo`` is one of ours (``cpuinfo``), for qemu 7 shows the host's; ``/sys`` is the
+      host's.
     - Another aarch64 program than ``sys.executable`` cannot be executed from within ("Exec format
       error"); one of the host's can, and is the host's.
     - Its times say nothing about a board's.
@@ -123,7 +124,7 @@ class QemuRuntime:
 
         Args:
             argv: the path of an ELF file, and its arguments.
-            cpu: a name that qemu knows for that architecture; by default a plain one.
+            cpu: a name that qemu knows for that architecture; by default a plain board's.
             env: variables on top of the board's own environment.
             options: as for ``subprocess.run``.
 
@@ -132,11 +133,8 @@ class QemuRuntime:
             DeviceError: qemu does not run.
         """
         arch = elf_arch(Path(argv[0]))
-        command = [str(self.emulators[arch])]
-        if arch == "aarch64":
-            command += ["-L", str(self.root)]
         environment = self._environment(arch, cpu or _PLAIN[arch], env)
-        return subprocess.run([*command, *argv], env=environment, **options)
+        return subprocess.run([str(self.emulators[arch]), *argv], env=environment, **options)
 
     def cpus(self, arch: str = "aarch64") -> tuple[str, ...]:
         """CPU models that qemu knows for ``aarch64`` or ``armv7l``."""
@@ -158,6 +156,11 @@ class QemuRuntime:
             "TOPHUB_LOCATION": "NONE",
             "TVM_USE_RUNTIME_LIB": "1",
         }
+        if arch == "aarch64":
+            python = self.root / f"{PYTHON}{'.'.join(self.python_version.split('.')[:2])}"
+            environment["QEMU_LD_PREFIX"] = str(
+                cpuinfo.sysroot(self.root, python, self.emulators[arch], cpu)
+            )
         return environment | dict(env or {})
 
 

@@ -30,7 +30,7 @@ from mobilenet_tvm.errors import DeviceError, last_line
 COMMAND = "python -m mobilenet_tvm.devices.qemu"
 
 # Raise it when what is made here changes.
-_FORMAT = 1
+_FORMAT = 2
 _ABOUT = "board.json"
 _FOREIGN = "arm64"
 _PROGRAMS = {"aarch64": "qemu-aarch64", "armv7l": "qemu-arm"}
@@ -135,7 +135,7 @@ def _board() -> Path:
 
 
 def _own_emulators() -> Path:
-    return _folder() / f"emulator-{debian.release()}-{platform.machine()}-{_FORMAT}"
+    return _folder() / f"emulator-{debian.release()}-{platform.machine()}"
 
 
 def _emulator(program: str) -> Path | None:
