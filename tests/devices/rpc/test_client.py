@@ -55,7 +55,9 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_no_tracker_is_one_line() -> None:
     device = RpcDevice("127.0.0.1", free_port(), "any")
-    with pytest.raises(TrackerError, match=r"no tracker answers at 127\.0\.0\.1:.*start one") as error:
+    with pytest.raises(
+        TrackerError, match=r"no tracker answers at 127\.0\.0\.1:.*start one"
+    ) as error:
         device.require_boards()
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 3
