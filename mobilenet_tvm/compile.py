@@ -23,6 +23,7 @@ from mobilenet_tvm.records.merge import Log
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     artifact.add_artifact_options(parser)
+    artifact.add_c_options(parser)
     parser.add_argument(
         "--logs",
         type=Path,

@@ -63,12 +63,12 @@ def build_and_decide(
 
     A plan that fails is left out, and so is the measurement if one of them fails in it: hours
     of search end in an artifact. Where there is nothing to time them on, a board or this machine,
-    only the plan with the least estimate is built.
+    and for a static library, which is not timed, only the plan with the least estimate is built.
 
     Raises:
         DeviceError: no plan can be built and run; it is what the first one failed with.
     """
-    measured = job.timed
+    measured = job.timed and job.c_prefix is None
     wanted = [plan for plan in plans if plan.dropped is None]
     if not measured:
         wanted.sort(key=by_estimate)
@@ -125,6 +125,7 @@ def _build(
             labels=job.labels,
             plan=plan,
             linker=job.linker,
+            c_prefix=job.c_prefix,
         )
     if not check:
         return Built(plan, path, manifest, None)

@@ -87,11 +87,18 @@ def build_to_check(candidate: Candidate) -> Kernel:
     return _compile(*_schedule(candidate, as_in_model=False))
 
 
-def build_reference(candidate: Candidate) -> Kernel:
-    """Compile what a candidate is to be compared with: its computation with no schedule."""
+def build_reference(candidate: Candidate, host: str | None = None) -> Kernel:
+    """Compile what a candidate is to be compared with: its computation with no schedule.
+
+    Args:
+        candidate: whose.
+        host: a target to compile for in place of the candidate's own.
+    """
+    import tvm
     from tvm import te
 
     target, _, arguments = _schedule(candidate, as_in_model=False)
+    target = tvm.target.Target(host) if host else target
     return _compile(target, te.create_schedule(arguments[_result_of(arguments)].op), arguments)
 
 

@@ -15,6 +15,7 @@ vector, where in blocks it is contiguous.
 from types import MappingProxyType
 
 from tvm.relay.op.strategy import arm_cpu as stock
+from tvm.topi import x86 as topi_x86
 
 from mobilenet_tvm.schedules.arm import ansor, depthwise, pointwise, stem
 from mobilenet_tvm.schedules.arm.target import channel_block, is_arm
@@ -45,6 +46,9 @@ BACKEND = Backend(
             ),
         }
     ),
+    # Of TVM's three (the others: spatial_pack, Winograd) the one that computes in blocks, has a
+    # default that is not one scalar at a time, and leaves a layer one task.
+    ordinary=Template(topi_x86.conv2d_nchw, topi_x86.schedule_conv2d_nchw, "conv2d_nchw.x86"),
 )
 
 __all__ = ["BACKEND"]
