@@ -266,8 +266,10 @@ def test_a_board_that_joins_later_is_used(
     fleet.wait_for(0)
     with ThreadPoolExecutor(1) as pool:
         trial = pool.submit(works, measurer, good)
-        time.sleep(2.0)
+        deadline = time.monotonic() + 60
+        while not any("waiting for a board with key x86" in notice for notice in notices):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         fleet.add()  # by this thread, with which it would die
         trial.result()
-    assert any("waiting for a board with key x86" in notice for notice in notices)
     assert notices[-1].endswith("is there: going on")
