@@ -10,6 +10,7 @@ does not have. The calls are few and plain, so they are read from that function 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ def _without_false_promise(function: Any, calls: Sequence[KernelCall]) -> Any:
             if place.base == "workspace"
         ]
         spans = sorted(set(spans + scratch))  # one buffer may be two arguments
-        if any(later < end for (_, end), (later, _) in zip(spans, spans[1:], strict=False)):
+        if any(later < end for (_, end), (later, _) in itertools.pairwise(spans)):
             return function.without_attr("tir.noalias")
     return function
 
