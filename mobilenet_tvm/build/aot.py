@@ -10,6 +10,7 @@ does not have. The calls are few and plain, so they are read from that function 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def lower(module: Any, target: str, prefix: str) -> Lowered:
             {
                 "interface-api": "c",
                 "unpacked-api": True,
+                # Weights are arguments as in a .so, or Ansor's keys would be others, and layers
+                # that are alike would have a kernel each.
+                "link-params": False,
                 "workspace-byte-alignment": ALIGNMENT,
                 "constant-byte-alignment": ALIGNMENT,
             },
@@ -238,7 +242,7 @@ def _without_false_promise(function: Any, calls: Sequence[KernelCall]) -> Any:
             if place.base == "workspace"
         ]
         spans = sorted(set(spans + scratch))  # one buffer may be two arguments
-        if any(later < end for (_, end), (later, _) in zip(spans, spans[1:], strict=False)):
+        if any(later < end for (_, end), (later, _) in itertools.pairwise(spans)):
             return function.without_attr("tir.noalias")
     return function
 
