@@ -97,6 +97,9 @@ def lower(module: Any, target: str, prefix: str) -> Lowered:
             {
                 "interface-api": "c",
                 "unpacked-api": True,
+                # Weights are arguments as in a .so, or Ansor's keys would be others, and layers
+                # that are alike would have a kernel each.
+                "link-params": False,
                 "workspace-byte-alignment": ALIGNMENT,
                 "constant-byte-alignment": ALIGNMENT,
             },

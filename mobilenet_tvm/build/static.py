@@ -93,7 +93,7 @@ _KEYWORDS: Final = frozenset(
 _OPTIONS: Final = (
     *("-std=c99", "-O2", "-ffreestanding", "-fPIC", "-Wall", "-Wextra", "-Werror"),
     *("-fno-stack-protector", "-fno-sanitize=undefined", "-fno-asynchronous-unwind-tables"),
-    *("-fno-unwind-tables", "-fno-exceptions"),
+    *("-fno-unwind-tables", "-fno-exceptions", "-g0"),
 )
 
 
@@ -101,7 +101,7 @@ def c_name(name: str) -> str:
     """A model's name as an identifier of C: ``mobilenet_v1_0.25_128`` -> ``..._0_25_128``."""
     plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
     if not plain or plain[0].isdigit() or plain in _KEYWORDS:
-        plain = f"model_{plain}"
+        plain = f"model_{plain}".rstrip("_")
     return plain
 
 
@@ -191,7 +191,7 @@ def write_library(
             for template in ("model.c", "run.c", "constants.S"):
                 _fill(template, folder / template, values)
                 objects.append((folder / template).with_suffix(".o"))
-                language = _OPTIONS if template.endswith(".c") else ("-fPIC",)
+                language = _OPTIONS if template.endswith(".c") else ("-fPIC", "-g0")
                 toolchain.zig(
                     "cc",
                     *zig_target(preset),
