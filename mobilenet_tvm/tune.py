@@ -13,14 +13,20 @@ from typing import Any
 import msgspec
 
 from mobilenet_tvm import bench, targets
+from mobilenet_tvm.bench.board import compare_on_board
 from mobilenet_tvm.build import compile_model
 from mobilenet_tvm.build.manifest import LatencyInfo, Manifest, read_manifest, write_manifest
 from mobilenet_tvm.cli import artifact
 from mobilenet_tvm.cli.artifact import Job
+from mobilenet_tvm.cli.boards import (
+    Device,
+    add_device_options,
+    check_device_options,
+    measuring_device,
+)
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.search import TUNERS, add_search_options, search
-from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records import choose_records
 from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
 
@@ -29,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     artifact.add_artifact_options(parser)
     add_search_options(parser)
+    add_device_options(parser)
     measuring = parser.add_argument_group("measurement at the end")
     measuring.add_argument("--no-bench", action="store_true", help="skip it")
     measuring.add_argument(
@@ -50,34 +57,43 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """
     with out.working("importing the model"):
         job = artifact.prepare(args)
-    if not job.preset.runs_here():
-        raise UsageError(
-            f"{job.preset.name} cannot be tuned on this machine ({targets.cpu_name()}): use "
-            "python -m mobilenet_tvm.compile with a log from a machine that can"
-        )
+    check_device_options(args, job.preset)
     if "ansor" in TUNERS[args.tuner] or job.log_of("ansor").exists():
         with out.working("finding Ansor's tasks"):
             tasks = extract_ansor_tasks(job.relay.module, job.preset, threads=args.threads)
         job = dataclasses.replace(job, ansor_tasks=tasks)
-    records, summary = search(job, args, out)
-    logs = [str(job.log_of(name)) for name in TUNERS[args.tuner]]
-    searched = {"logs": logs, "search": dataclasses.asdict(summary)}
-    try:
-        manifest, _, payload = artifact.compile_and_check(
-            job, choose_records((*job.tasks, *job.ansor_tasks), records), args, out
-        )
-    except VerbFailedError as error:
-        error.payload |= searched
-        raise
-    payload |= searched
-    if not args.no_bench:
-        payload["bench"] = _measure(job, manifest, args, out)
+    with measuring_device(args, job, out) as device:
+        job = dataclasses.replace(job, device=device)
+        records, summary = search(job, device, args, out)
+        logs = [str(job.log_of(name)) for name in TUNERS[args.tuner]]
+        searched = {
+            "logs": logs,
+            "search": dataclasses.asdict(summary),
+            "timing": device.timing,
+            "cpu": device.cpu,
+        }
+        try:
+            manifest, _, payload = artifact.compile_and_check(
+                job, choose_records((*job.tasks, *job.ansor_tasks), records), args, out
+            )
+        except VerbFailedError as error:
+            error.payload |= searched
+            raise
+        payload |= searched
+        if not args.no_bench:
+            payload["bench"] = _measure(job, device, manifest, args, out)
     return payload
 
 
-def _measure(job: Job, manifest: Manifest, args: argparse.Namespace, out: Output) -> Any:
-    """Tuned against untuned and ONNX Runtime, in one run; the latencies go to the manifest."""
-    threads = sorted({1, args.threads, targets.physical_cores()})
+def _measure(
+    job: Job, device: Device, manifest: Manifest, args: argparse.Namespace, out: Output
+) -> Any:
+    """Tuned against untuned and, on this machine, ONNX Runtime, in one run; the latencies go to
+    the manifest."""
+    if device.timing != "measured":
+        out.line(f"bench     none: {device.timing} times are no latencies")
+        return None
+    threads = {1, args.threads} | ({targets.physical_cores()} if device.rpc is None else set())
     with tempfile.TemporaryDirectory(prefix="mobilenet_tvm-") as name:
         folder = Path(name)
         with out.working("compiling the untuned modules to compare with"):
@@ -85,24 +101,36 @@ def _measure(job: Job, manifest: Manifest, args: argparse.Namespace, out: Output
                 compile_model(
                     job.relay,
                     job.preset,
-                    folder / f"{schedules}.so",
+                    folder / f"{schedules}{job.artifact.suffix}",
                     info=job.info,
                     schedules=schedules,
+                    linker=job.linker,
                 )
         onnx, mult_adds = bench.reference_model(manifest, None, folder)
-        contenders = (
-            bench.Contender("tuned", "artifact", str(job.artifact)),
-            bench.Contender("untuned (TVM's schedules)", "artifact", str(folder / "stock.so")),
-            bench.Contender("untuned (our schedules)", "artifact", str(folder / "ours.so")),
-            bench.Contender("ONNX Runtime", "onnxruntime", str(onnx)),
-        )
-        with out.working("measuring: tuned, untuned and ONNX Runtime take turns"):
-            result = bench.compare(
-                contenders,
-                threads=threads,
-                rounds=args.rounds,
-                mult_adds=mult_adds,
-            )
+        artifacts = [
+            ("tuned", job.artifact),
+            ("untuned (TVM's schedules)", folder / f"stock{job.artifact.suffix}"),
+            ("untuned (our schedules)", folder / f"ours{job.artifact.suffix}"),
+        ]
+        if device.rpc is not None:
+            with out.working("measuring on a board: tuned and untuned take turns"):
+                result = compare_on_board(
+                    device.rpc,
+                    artifacts,
+                    cpu=device.cpu,
+                    threads=sorted(threads),
+                    rounds=args.rounds,
+                    mult_adds=mult_adds,
+                )
+        else:
+            contenders = [
+                bench.Contender(label, "artifact", str(path)) for label, path in artifacts
+            ]
+            contenders.append(bench.Contender("ONNX Runtime", "onnxruntime", str(onnx)))
+            with out.working("measuring: tuned, untuned and ONNX Runtime take turns"):
+                result = bench.compare(
+                    contenders, threads=sorted(threads), rounds=args.rounds, mult_adds=mult_adds
+                )
     out.console.print(bench.table(result))
     for warning in result.warnings:
         out.warn(warning)

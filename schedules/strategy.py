@@ -56,6 +56,8 @@ class Backend:
         matches: whether a target is of this kind.
         channel_block: channels in one block, given their number; asked with the target current.
         templates: by kind, ``depthwise``, ``pointwise`` and ``stem``.
+        ordinary: TVM's template for what is left of float32 convolutions in NCHW with one group;
+            None leaves the choice among its templates to TVM.
     """
 
     key: str
@@ -63,6 +65,7 @@ class Backend:
     matches: Callable[[Target], bool]
     channel_block: Callable[[int], int]
     templates: Mapping[str, Template]
+    ordinary: Template | None = None
 
 
 def use(which: str) -> None:
@@ -119,25 +122,34 @@ def _kind(backend: Backend, attrs: Any, data: Any, kernel: Any, target: Any) -> 
     return kind
 
 
-def _ours(template: Template) -> Any:
+def _only(template: Template, compute: Any) -> Any:
     strategy = relay_op.OpStrategy()
     strategy.add_implementation(
-        generic.wrap_compute_conv2d(template.compute, need_data_layout=True, need_out_layout=True),
-        generic.wrap_topi_schedule(template.schedule),
-        name=template.task,
-        plevel=_PLEVEL,
+        compute, generic.wrap_topi_schedule(template.schedule), name=template.task, plevel=_PLEVEL
     )
     return strategy
+
+
+def _ours(template: Template) -> Any:
+    compute = generic.wrap_compute_conv2d(
+        template.compute, need_data_layout=True, need_out_layout=True
+    )
+    return _only(template, compute)
 
 
 def _strategy(
     backend: Backend, stock_strategy: Any, attrs: Any, inputs: Any, out_type: Any, target: Any
 ) -> Any:
     known = re.fullmatch(r"NCHW(\d+c)?", attrs.data_layout) and attrs.kernel_layout[:4] == "OIHW"
-    kind = _kind(backend, attrs, *inputs[:2], target) if known else None
-    if kind is None:
-        return stock_strategy(attrs, inputs, out_type, target)
-    return _ours(backend.templates[kind])
+    data, kernel = inputs[:2]
+    kind = _kind(backend, attrs, data, kernel, target) if known else None
+    if kind is not None:
+        return _ours(backend.templates[kind])
+    plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW" and attrs.groups == 1
+    floats = (data.dtype, kernel.dtype) == ("float32", "float32")
+    if backend.ordinary is not None and plain and floats and _enabled and backend.matches(target):
+        return _only(backend.ordinary, generic.wrap_compute_conv2d(backend.ordinary.compute))
+    return stock_strategy(attrs, inputs, out_type, target)
 
 
 def _alter_layout(
@@ -169,10 +181,8 @@ def _alter_layout(
         template.define_space(config, filters // out_block, *map(int, out_type.shape[2:4]))
         kernel_block *= config["chunks"].val
 
-    data_layout, data_shape = (
-        f"NCHW{in_block}c",
-        (batch, channels // in_block, height, width, in_block),
-    )
+    data_layout = f"NCHW{in_block}c"
+    data_shape: tuple[int, ...] = (batch, channels // in_block, height, width, in_block)
     if kind == "stem":  # reads the image as it comes
         in_block, data_layout, data_shape = channels, "NCHW", (batch, channels, height, width)
     if kind == "depthwise":
@@ -220,9 +230,7 @@ def register(backend: Backend) -> None:
         generic.depthwise_conv2d_NCHWc_strategy,
     )
     for operator, stock in zip(operators, backend.stock, strict=True):
-        operator.register(
-            backend.key, functools.partial(_strategy, backend, stock), override=True
-        )
+        operator.register(backend.key, functools.partial(_strategy, backend, stock), override=True)
     stock_alter = conv2d_alter_layout.dispatch_dict[backend.key]
     conv2d_alter_layout.register(
         backend.key, functools.partial(_alter_layout, backend, stock_alter), override=True

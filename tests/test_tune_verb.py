@@ -515,7 +515,7 @@ def test_another_cpu_s_times_of_our_tasks_teach_nothing(logged, tiny_job):
     def lessons(target=tiny_job.tasks[0].target, threads=1, **changes):
         changed = msgspec.structs.replace(run, **changes)
         known = transfer_module.Known(logged, records, changed, frozenset())
-        return known.lessons(keys, target, threads)
+        return known.lessons(keys, target, transfer_module.Where(cpu_name(), threads))
 
     assert lessons() == list(records)
     # Equal keys, and times that nobody can reach here.

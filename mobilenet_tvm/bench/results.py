@@ -77,10 +77,14 @@ class Noise:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All of one run of ``compare``, in the order the contenders were given."""
+    """All of one run of ``compare``, in the order the contenders were given.
+
+    ``peak_gflops`` of a core is None, and ``noise`` empty, where they were not measured: on a
+    board.
+    """
 
     machine: str
-    peak_gflops: float
+    peak_gflops: float | None
     timings: tuple[Timing, ...]
     ratios: tuple[Ratio, ...]
     agreements: tuple[Agreement, ...]
@@ -129,7 +133,7 @@ def summarize(
     threads: int,
     rounds_ms: Sequence[Sequence[float]],
     mult_adds: int | None,
-    peak_gflops: float,
+    peak_gflops: float | None,
 ) -> Timing:
     """Latency over all inferences of all rounds (each a sequence of milliseconds)."""
     samples_ms = np.concatenate([np.asarray(times_ms) for times_ms in rounds_ms])
@@ -142,7 +146,9 @@ def summarize(
         p5_ms=low,
         p95_ms=high,
         gflops=gflops,
-        peak_fraction=None if gflops is None else gflops / (threads * peak_gflops),
+        peak_fraction=(
+            None if gflops is None or peak_gflops is None else gflops / (threads * peak_gflops)
+        ),
         rounds=len(rounds_ms),
         samples=samples_ms.size,
     )
@@ -228,14 +234,19 @@ def _cores(count: int) -> str:
 
 def _caption(result: BenchResult) -> str:
     """The conditions, which a latency means nothing without."""
-    noise = ", ".join(f"{n.spread:.2f} on {_cores(n.threads)}" for n in result.noise)
     first = result.timings[0]
-    lines = [
-        *(str(ratio) for ratio in result.ratios if ratio.of == first.label),
-        f"{result.machine}; measured FMA peak {result.peak_gflops:.1f} GFLOP/s a core",
-        f"quiet-machine check, p95/p5 of equal work: {noise} (quiet: <= {NOISY:.2f})",
-        f"{first.rounds} alternating rounds; percentiles over all inferences, ratios over rounds",
-    ]
+    lines = [str(ratio) for ratio in result.ratios if ratio.of == first.label]
+    if result.peak_gflops is None:
+        lines.append(result.machine)
+    else:
+        peak = f"measured FMA peak {result.peak_gflops:.1f} GFLOP/s a core"
+        lines.append(f"{result.machine}; {peak}")
+    if result.noise:
+        noise = ", ".join(f"{n.spread:.2f} on {_cores(n.threads)}" for n in result.noise)
+        lines.append(f"quiet-machine check, p95/p5 of equal work: {noise} (quiet: <= {NOISY:.2f})")
+    lines.append(
+        f"{first.rounds} alternating rounds; percentiles over all inferences, ratios over rounds"
+    )
     if result.agreements:
         worst = max(agreement.max_error for agreement in result.agreements)
         reference = result.agreements[0].reference

@@ -1,4 +1,4 @@
-"""Records + Relay -> one self-contained ``.so`` and its manifest."""
+"""Records + Relay -> one self-contained ``.so``, or a static C library, and its manifest."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobilenet_tvm import toolchain
+from mobilenet_tvm.build.aot import lower
 from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError, autotvm_records
 from mobilenet_tvm.build.folding import optimized
-from mobilenet_tvm.build.layers import FusedModule, layer_infos, safe_kernels_of
+from mobilenet_tvm.build.layers import FusedModule, kernel_names, layer_infos, safe_kernels_of
 from mobilenet_tvm.build.layouts import mixed
 from mobilenet_tvm.build.link import link
 from mobilenet_tvm.build.manifest import (
@@ -26,6 +27,7 @@ from mobilenet_tvm.build.manifest import (
     write_manifest,
 )
 from mobilenet_tvm.build.plans import Plan, plan_tasks
+from mobilenet_tvm.build.static import write_library
 from mobilenet_tvm.errors import DeviceError, carries_interrupt, last_line
 from mobilenet_tvm.frontend import RelayModel
 from mobilenet_tvm.records import Record, Task
@@ -67,6 +69,7 @@ def compile_model(
     schedules: str = "ours",
     plan: Plan | None = None,
     linker: Sequence[str] | None = None,
+    c_prefix: str | None = None,
 ) -> Manifest:
     """Compile a model with the best records and write ``path`` and its manifest.
 
@@ -83,6 +86,8 @@ def compile_model(
         schedules: ``ours`` or ``stock``.
         plan: which convolutions are Ansor's (``build.plans``); none are by default.
         linker: a command to link with in place of the preset's (``build.link``).
+        c_prefix: write a static C library with its header (``build.static``) in place of a
+            ``.so``: an identifier that all its names begin with.
 
     Returns:
         The manifest as written.
@@ -130,7 +135,10 @@ def compile_model(
                 disabled_pass=[*off, *done],
                 instruments=[fused.instrument],
             ):
-                library = relay.build(module, target=preset.target, mod_name="default")
+                if c_prefix is None:
+                    library = relay.build(module, target=preset.target, mod_name="default")
+                else:
+                    lowered = lower(module, preset.target, c_prefix)
     except Exception as error:
         reason = missed or [last_line(error)]
         # No plan is to blame for a Ctrl-C.
@@ -143,13 +151,29 @@ def compile_model(
         mobilenet_tvm.schedules.use("ours")
     used |= ansor_context.used
     applied = [record for record in given if record.key in used]
-    link(library, path, preset, linker=linker)
+    c_library = None
+    if c_prefix is None:
+        link(library, path, preset, linker=linker)
+        graph = library.get_graph_json()
+        names, transforms = kernel_names(graph), layout_transforms(graph)
+    else:
+        c_library = write_library(
+            lowered,
+            path,
+            preset,
+            c_prefix,
+            model=info.name,
+            inputs=model.inputs,
+            outputs=model.outputs,
+            preprocessing=preprocessing,
+        )
+        names = tuple(call.symbol for call in lowered.calls)
+        transforms = sum("layout_transform" in name for name in names)
 
     # A layer that misses Ansor's record ends the build; but one label may stand for several of
     # its tasks, of which a plan needs one.
     counted = (r for r in given if r.searcher == "ansor" or r.key in used)
     covered = coverage(planned, {record.key: record for record in counted})
-    graph = library.get_graph_json()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=path.name.removesuffix(path.suffix),
@@ -165,19 +189,20 @@ def compile_model(
             tuned=covered.tuned,
             log_digest=sha256_bytes(log_digest_text(applied)) if applied else None,
             searchers=tuple(sorted({record.searcher for record in applied})),
-            layout_transforms=layout_transforms(graph),
+            layout_transforms=transforms,
             records=tuple(record.line for record in applied),
         ),
         so_sha256=sha256_file(path),
         preprocessing=preprocessing,
         labels=tuple(labels) if labels else None,
         layers=layer_infos(
-            safe_kernels_of(model.module, fused.module),
-            graph,
+            safe_kernels_of(model.module, fused.module, reshapes=c_prefix is None),
+            names,
             plan=plan,
             tasks=planned,
             used=applied,
         ),
+        c_library=c_library,
     )
     try:
         write_manifest(path, manifest)

@@ -97,20 +97,21 @@ class FusedModule:
         self.module = module
 
 
-def safe_kernels_of(imported: Any, fused: Any) -> tuple[Kernel, ...]:
+def safe_kernels_of(imported: Any, fused: Any, *, reshapes: bool = True) -> tuple[Kernel, ...]:
     """``kernels_of``, or nothing where Relay holds what nobody thought of: a build goes on."""
     try:
-        return kernels_of(imported, fused)
+        return kernels_of(imported, fused, reshapes=reshapes)
     except Exception:
         return ()
 
 
-def kernels_of(imported: Any, fused: Any) -> tuple[Kernel, ...]:
+def kernels_of(imported: Any, fused: Any, *, reshapes: bool = True) -> tuple[Kernel, ...]:
     """The kernels of a build, in the order of its graph.
 
     Args:
         imported: ``IRModule`` as ``frontend.to_relay`` leaves it.
         fused: ``IRModule`` after fusion, of the same model.
+        reshapes: count kernels that only reshape; a static library has none.
     """
     toolchain.activate()
     from tvm import relay
@@ -123,15 +124,22 @@ def kernels_of(imported: Any, fused: Any) -> tuple[Kernel, ...]:
         if isinstance(node, relay.Call) and isinstance(node.op, relay.Function):
             arguments = [values[argument] for argument in node.args]
             kernel, values[node] = _kernel(aligned, node.op, arguments)
-            found.append(kernel)
+            if reshapes or not (node.op.attrs and "relay.reshape_only" in node.op.attrs):
+                found.append(kernel)
         else:
             values[node] = aligned.value(node, values)
     return tuple(found)
 
 
+def kernel_names(graph_json: str) -> tuple[str, ...]:
+    """Of TVM's graph: the names of its kernels, in the order in which they run."""
+    nodes = json.loads(graph_json)["nodes"]
+    return tuple(str(node["name"]) for node in nodes if node["op"] != "null")
+
+
 def layer_infos(
     kernels: Sequence[Kernel],
-    graph_json: str,
+    names: Sequence[str],
     *,
     plan: Plan | None,
     tasks: Sequence[Task],
@@ -141,20 +149,19 @@ def layer_infos(
 
     Args:
         kernels: of the build.
-        graph_json: TVM's graph of the same build.
+        names: of the kernels in the same build, in the order in which they run.
         plan: whose convolution is whose; None gives all to AutoTVM.
         tasks: that the build's layers are scheduled by.
         used: the records of the build; indices in the result are into them.
     """
-    nodes = [node for node in json.loads(graph_json)["nodes"] if node["op"] != "null"]
-    if len(nodes) != len(kernels):  # a pass that nobody thought of; better silent than wrong
-        return tuple(LayerInfo(node["name"]) for node in nodes)
+    if len(names) != len(kernels):  # a pass that nobody thought of; better silent than wrong
+        return tuple(map(LayerInfo, names))
     ansor = set(plan.positions) if plan is not None else set()
     places: dict[str, list[int]] = defaultdict(list)
     for index, record in enumerate(used):
         places[record.key].append(index)
     infos = []
-    for node, kernel in zip(nodes, kernels, strict=True):
+    for name, kernel in zip(names, kernels, strict=True):
         is_ansors = kernel.convolution in ansor
         if kernel.convolution is None:  # with Ansor's schedules about, dense layers are Ansor's too
             is_ansors = bool(ansor)
@@ -166,7 +173,7 @@ def layer_infos(
         ]
         infos.append(
             LayerInfo(
-                kernel=node["name"],
+                kernel=name,
                 tensors=tuple(dict.fromkeys(map(_original, kernel.tensors))),
                 output=kernel.output and _original(kernel.output),
                 layout=kernel.layout,

@@ -41,6 +41,9 @@ _C_SYMBOLS: Final = frozenset(name + suffix for name in _MATH.split() for suffix
     *("memset", "memcpy", "memmove", "memcmp", "abort", "malloc", "free", "__stack_chk_fail")
 }
 
+# Of the compiler's own library, which it links by itself: ARM's divisions, half precision ...
+_COMPILER_SYMBOLS: Final = re.compile(r"__aeabi_\w+|__(trunc|extend)\w+f\d|_GLOBAL_OFFSET_TABLE_")
+
 
 class LinkError(DeviceError):
     """The library cannot be linked, or would not load or run on its target."""
@@ -167,6 +170,47 @@ def check_library(path: Path, preset: Preset, *, name: str | None = None) -> Non
             f"{name} has instructions that {preset.cpu} lacks ({len(foreign)}, the first at "
             f"{foreign[0]}): it would die of an illegal instruction"
         )
+
+
+def check_objects(objects: Sequence[Path], preset: Preset, *, name: str) -> tuple[str, ...]:
+    """Refuse objects of a static library that would not link or run on the preset's machines.
+
+    Looked at are, as by ``check_library``: the ELF machine, the hard-float ABI, every
+    instruction; and that what no object of them defines is libc's, libm's or the compiler's.
+
+    Returns:
+        The functions wanted from outside, sorted.
+
+    Raises:
+        LinkError: with what is wrong.
+    """
+    defined: set[str] = set()
+    wanted: set[str] = set()
+    for path in objects:
+        with path.open("rb") as stream:
+            elf = ELFFile(stream)
+            if (machine := elf["e_machine"]) != _MACHINES[preset.arch]:
+                raise LinkError(f"{name} is for {machine}, not {preset.arch}")
+            symbols = elf.get_section_by_name(".symtab")
+            for symbol in symbols.iter_symbols() if symbols else ():
+                if symbol["st_shndx"] != "SHN_UNDEF":
+                    defined.add(symbol.name)
+                elif symbol.name and symbol["st_info"]["bind"] != "STB_WEAK":
+                    wanted.add(symbol.name)
+        if foreign := foreign_instructions(path, preset):
+            raise LinkError(
+                f"{name} has instructions that {preset.cpu} lacks ({len(foreign)}, the first at "
+                f"{foreign[0]}): it would die of an illegal instruction"
+            )
+    outside = sorted(wanted - defined)
+    unknown = [
+        symbol
+        for symbol in outside
+        if symbol not in _C_SYMBOLS and not _COMPILER_SYMBOLS.fullmatch(symbol)
+    ]
+    if unknown:
+        raise LinkError(f"{name} wants {', '.join(unknown[:3])}, which neither libc nor libm has")
+    return tuple(outside)
 
 
 def foreign_instructions(path: Path, preset: Preset) -> list[str]:

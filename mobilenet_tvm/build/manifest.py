@@ -183,8 +183,20 @@ class LatencyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p95_ms: float
 
 
+class CLibrary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a program must know of a static library: what its names begin with, the header beside
+    it, and how many bytes an inference writes to."""
+
+    prefix: str
+    header: str
+    workspace_bytes: int
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that a user of ``<name>.so`` must know. See the module's docstring."""
+    """All that a user of ``<name>.so`` must know. See the module's docstring.
+
+    ``so_sha256`` is of the file that it describes, ``c_library`` there where that is a ``.a``.
+    """
 
     format_version: int
     name: str
@@ -201,11 +213,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latency: tuple[LatencyInfo, ...] = ()
     decision: tuple[CandidateInfo, ...] = ()
     layers: tuple[LayerInfo, ...] = ()
+    c_library: CLibrary | None = None
 
 
 def manifest_path(artifact: Path) -> Path:
-    """``dir/name.so`` (or ``.tar``) -> ``dir/name.manifest.json``."""
-    name = artifact.name.removesuffix(".so").removesuffix(".tar")
+    """``dir/name.so`` (or ``.tar``, ``.a``) -> ``dir/name.manifest.json``."""
+    name = artifact.name.removesuffix(".so").removesuffix(".tar").removesuffix(".a")
     return artifact.with_name(name + ".manifest.json")
 
 

@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +22,7 @@ from mobilenet_tvm.build.manifest import (
     read_manifest,
     write_manifest,
 )
+from mobilenet_tvm.build.static import c_name, parse_c_name
 from mobilenet_tvm.cli.candidates import Decision, build_and_decide, table
 from mobilenet_tvm.cli.frame import Output, VerbFailedError
 from mobilenet_tvm.cli.options import add_model_options, model_info, positive, resolve_model
@@ -30,7 +31,11 @@ from mobilenet_tvm.errors import CheckFailedError, DeviceError, UsageError
 from mobilenet_tvm.parity import ParityResult
 from mobilenet_tvm.parity.inputs import find_images
 from mobilenet_tvm.records import Record, SearcherName, Task, extract_tasks
+from mobilenet_tvm.runtime.static import emulator, why_not
 from mobilenet_tvm.targets import Preset
+
+if TYPE_CHECKING:
+    from mobilenet_tvm.cli.boards import Device
 
 
 def add_artifact_options(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +94,25 @@ def add_artifact_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_c_options(parser: argparse.ArgumentParser) -> None:
+    """Add what makes a static C library of a model."""
+    group = parser.add_argument_group("C")
+    group.add_argument(
+        "--format",
+        choices=("so", "c"),
+        default="so",
+        help="so: a shared library for TVM's runtime (the default); c: a static library and its "
+        "header, for programs and boards without it, on one thread",
+    )
+    group.add_argument(
+        "--name",
+        type=_c_name,
+        metavar="NAME",
+        help="with --format c, what the library is called, and what the names in it begin with "
+        "(default: the model's name)",
+    )
+
+
 def _linker(text: str) -> tuple[str, ...]:
     return parse_linker(text)
 
@@ -109,7 +133,12 @@ def _deviations(text: str) -> tuple[float, ...]:
     return values
 
 
+def _c_name(text: str) -> str:
+    return parse_c_name(text)
+
+
 _linker.__name__ = "command"
+_c_name.__name__ = "C identifier"
 # argparse names the type by its __name__: "invalid one or three numbers value: 'x'".
 _channels.__name__ = "one or three numbers"
 _deviations.__name__ = "one or three positive numbers"
@@ -120,6 +149,8 @@ class Job:
     """A model on its way to an artifact, resolved once and for all from the arguments.
 
     ``tasks`` are AutoTVM's; ``ansor_tasks``, which take seconds to find, are there if wanted.
+    ``device`` is where it is tuned; None is this machine, if that can run the preset.
+    ``c_prefix`` is what the names of a static library begin with, None for a ``.so``.
     """
 
     relay: frontend.RelayModel
@@ -132,6 +163,20 @@ class Job:
     folder: Path
     ansor_tasks: tuple[Task, ...] = ()
     linker: tuple[str, ...] | None = None
+    c_prefix: str | None = None
+    device: Device | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is something to run the artifact on: this machine, or a board."""
+        on_board = self.device is not None and self.device.rpc is not None
+        return on_board or self.preset.runs_here()
+
+    @property
+    def timed(self) -> bool:
+        """Whether candidates can be timed there."""
+        timing = "measured" if self.device is None else self.device.timing
+        return timing == "measured" and self.runs
 
     @property
     def all_tasks(self) -> tuple[Task, ...]:
@@ -140,7 +185,11 @@ class Job:
 
     @property
     def artifact(self) -> Path:
-        """``<folder>/<model>.<preset>.so``; ``.tar`` where only objects are made."""
+        """``<folder>/<model>.<preset>.so``; ``.tar`` where only objects are made, and
+        ``<folder>/<model>.<preset>/lib<name>.a`` for C."""
+        if self.c_prefix is not None:
+            folder = self.folder / f"{self.info.name}.{self.preset.name}"
+            return folder / f"lib{self.c_prefix}.a"
         suffix = "so" if self.preset.kind == "so" else "tar"
         return self.folder / f"{self.info.name}.{self.preset.name}.{suffix}"
 
@@ -165,9 +214,10 @@ def prepare(args: argparse.Namespace) -> Job:
     clean = resolve_model(args)
     relay = frontend.to_relay(clean)
     _refuse_misfit(labels, relay)
+    info = model_info(args, clean)
     return Job(
         relay=relay,
-        info=model_info(args, clean),
+        info=info,
         preset=preset,
         tasks=extract_tasks(relay.module, preset),
         preprocessing=_preprocessing(args, relay),
@@ -175,7 +225,20 @@ def prepare(args: argparse.Namespace) -> Job:
         images=images,
         folder=args.output,
         linker=args.linker,
+        c_prefix=_c_prefix(args, info.name),
     )
+
+
+def _c_prefix(args: argparse.Namespace, model: str) -> str | None:
+    """What the names of a static library begin with; None for a ``.so``."""
+    name: str | None = getattr(args, "name", None)
+    if getattr(args, "format", "so") == "so":
+        if name is not None:
+            raise UsageError("--name is for --format c: a .so is called after its model")
+        return None
+    if args.linker is not None:
+        raise UsageError("--linker is for a .so: with --format c it is your program that is linked")
+    return name or c_name(model)
 
 
 def _refuse_misfit(labels: tuple[str, ...] | None, relay: frontend.RelayModel) -> None:
@@ -232,8 +295,8 @@ def compile_and_check(
     plans = make_plans(job.relay.module, job.all_tasks, best)
     if args.require_tuned:
         plans = _tuned_plans(job, plans, best)
-    why = "--no-check" if args.no_check else f"{job.preset.name} does not run on this machine"
-    check = not args.no_check and job.preset.runs_here()
+    why = "--no-check" if args.no_check else _why_not(job)
+    check = why is None
     with folder_beside(job.artifact) as folder:
         decision = build_and_decide(
             job, plans, best, folder, threads=args.threads, check=check, out=out
@@ -245,7 +308,11 @@ def compile_and_check(
     size_mb = job.artifact.stat().st_size / 1e6
     covered = f"{manifest.tuning.tuned} of {manifest.tuning.tasks} tasks tuned"
     out.line(f"artifact  {job.artifact} ({size_mb:.1f} MB), {covered}")
-    if job.preset.kind == "object":
+    if manifest.c_library is not None:
+        header = job.artifact.with_name(manifest.c_library.header)
+        kib = manifest.c_library.workspace_bytes / 1024
+        out.line(f"header    {header}: {manifest.c_library.prefix}_run, workspace {kib:.0f} KiB")
+    elif job.preset.kind == "object":
         out.line("          objects only: TVM links them on the machine that loads the .tar")
     payload: dict[str, Any] = {
         "artifact": str(job.artifact),
@@ -263,6 +330,19 @@ def compile_and_check(
     else:
         out.line(f"parity    {parity.summary().removeprefix('parity ')}")
     return manifest, parity, payload
+
+
+def _why_not(job: Job) -> str | None:
+    """Why parity cannot be checked here, or None."""
+    if job.c_prefix is not None:
+        return None if emulator(job.preset) is not None else why_not(job.preset)
+    if job.runs:
+        return None
+    where = "--device qemu, or --tracker and --key" if job.preset.qemu else "--tracker and --key"
+    return (
+        f"{job.preset.name} does not run on this machine; python -m mobilenet_tvm.check with "
+        f"{where} runs it elsewhere"
+    )
 
 
 def _tuned_plans(job: Job, plans: tuple[Plan, ...], best: dict[str, Record]) -> tuple[Plan, ...]:
@@ -285,6 +365,9 @@ def _keep(decision: Decision, artifact: Path) -> None:
     manifest = msgspec.structs.replace(read_manifest(path), decision=decision.candidates)
     try:
         write_manifest(path, manifest)
+        if manifest.c_library is not None:
+            header = manifest.c_library.header
+            path.with_name(header).replace(artifact.with_name(header))
         path.replace(artifact)
         # Until this is done too, the digest gives the old manifest away.
         manifest_path(path).replace(manifest_path(artifact))

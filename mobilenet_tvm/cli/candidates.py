@@ -12,7 +12,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mobilenet_tvm.bench.decide import Candidate, Choice, decide
+from mobilenet_tvm.bench.board import compare_on_board, open_board
+from mobilenet_tvm.bench.decide import Candidate, Choice, choose, decide
 from mobilenet_tvm.build import Plan, compile_model
 from mobilenet_tvm.build.manifest import CandidateInfo, Manifest
 from mobilenet_tvm.build.plans import by_estimate, times
@@ -61,13 +62,13 @@ def build_and_decide(
     """Build the plans into ``folder``, check them, measure them, and choose.
 
     A plan that fails is left out, and so is the measurement if one of them fails in it: hours
-    of search end in an artifact. Where the target is another machine only the plan with the
-    least estimate is built.
+    of search end in an artifact. Where there is nothing to time them on, a board or this machine,
+    and for a static library, which is not timed, only the plan with the least estimate is built.
 
     Raises:
         DeviceError: no plan can be built and run; it is what the first one failed with.
     """
-    measured = job.preset.runs_here()
+    measured = job.timed and job.c_prefix is None
     wanted = [plan for plan in plans if plan.dropped is None]
     if not measured:
         wanted.sort(key=by_estimate)
@@ -101,9 +102,9 @@ def build_and_decide(
     fit = fit or built[:1]
     chosen = fit[0]
     if len(fit) == 1:
-        told[chosen.plan.name] = _info(chosen, _only(plans, chosen, measured), chosen=True)
+        told[chosen.plan.name] = _info(chosen, _only(plans, chosen, job), chosen=True)
     else:
-        chosen, infos = _fastest(fit, threads=threads, out=out)
+        chosen, infos = _fastest(fit, job, threads=threads, out=out)
         told |= {info.name: info for info in infos}
     return Decision(chosen, tuple(told[plan.name] for plan in plans if plan.name in told))
 
@@ -124,12 +125,13 @@ def _build(
             labels=job.labels,
             plan=plan,
             linker=job.linker,
+            c_prefix=job.c_prefix,
         )
     if not check:
         return Built(plan, path, manifest, None)
     with out.working(f"checking parity: plan {plan.name}"):
         try:
-            parity = check_artifact(path, images=job.images, warn=out.warn)
+            parity = _check(job, path, out)
         except RuntimeError as error:  # TVM's, raised by a kernel; a Ctrl-C may come as one too
             if carries_interrupt(error):
                 raise
@@ -137,13 +139,21 @@ def _build(
     return Built(plan, path, manifest, parity)
 
 
+def _check(job: Job, path: Path, out: Output) -> ParityResult:
+    """The parity check, on a board where there is one."""
+    if job.device is None or job.device.rpc is None:
+        return check_artifact(path, images=job.images, warn=out.warn)
+    with open_board(job.device.rpc, job.device.cpu) as session:
+        return check_artifact(path, images=job.images, warn=out.warn, session=session)
+
+
 def _fastest(
-    fit: Sequence[Built], *, threads: int, out: Output
+    fit: Sequence[Built], job: Job, *, threads: int, out: Output
 ) -> tuple[Built, list[CandidateInfo]]:
     """The fastest as measured, or the one with the least estimate if measuring fails."""
     try:
         with out.working("measuring: the candidates take turns"):
-            choice = decide([_candidate(one) for one in fit], threads=threads)
+            choice = _decide(fit, job, threads)
     except DeviceError as error:
         out.warn(f"the candidates cannot be measured: {error}")
         chosen = min(fit, key=lambda one: by_estimate(one.plan))
@@ -156,6 +166,19 @@ def _fastest(
         out.warn(warning)
     chosen = next(one for one in fit if one.plan.name == choice.chosen)
     return chosen, [_measured(one, choice) for one in fit]
+
+
+def _decide(fit: Sequence[Built], job: Job, threads: int) -> Choice:
+    """Measured where the search was: on a board, or on this machine."""
+    if job.device is None or job.device.rpc is None:
+        return decide([_candidate(one) for one in fit], threads=threads)
+    result = compare_on_board(
+        job.device.rpc,
+        [(one.plan.name, one.path) for one in fit],
+        cpu=job.device.cpu,
+        threads=(threads,),
+    )
+    return choose(result, {c.name: c.layout_transforms for c in map(_candidate, fit)})
 
 
 def _measured(one: Built, choice: Choice) -> CandidateInfo:
@@ -188,7 +211,7 @@ def _not_built(plan: Plan, chosen: Plan) -> CandidateInfo:
     return CandidateInfo(plan.name, False, why)
 
 
-def _only(plans: Sequence[Plan], chosen: Built, measured: bool) -> str:
+def _only(plans: Sequence[Plan], chosen: Built, job: Job) -> str:
     """Why the one that is left is the chosen one."""
     if not chosen.passed:
         return "no candidate passed the parity check"
@@ -196,7 +219,11 @@ def _only(plans: Sequence[Plan], chosen: Built, measured: bool) -> str:
         return "untuned: there are no records of its tasks"
     if len(plans) == 1:
         return "the only plan that there are records for"
-    return "the only candidate left" if measured else "least estimate: estimated, not measured"
+    if job.timed:
+        return "the only candidate left"
+    if job.device is not None and job.device.timing == "emulated":
+        return "least estimate, of an emulator's times: says nothing of its speed"
+    return "least estimate: estimated, not measured"
 
 
 def table(candidates: Sequence[CandidateInfo]) -> Table:

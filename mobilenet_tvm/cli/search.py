@@ -11,9 +11,18 @@ from pathlib import Path
 from mobilenet_tvm import bench, targets, toolchain
 from mobilenet_tvm.bench.peak import measure_peak_gflops
 from mobilenet_tvm.cli.artifact import Job
+from mobilenet_tvm.cli.boards import Device
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.cli.options import parse_duration, positive
-from mobilenet_tvm.cli.transfer import Known, logs_in, read_known, shipped_logs, siblings
+from mobilenet_tvm.cli.transfer import (
+    Known,
+    Where,
+    logs_in,
+    proposals,
+    read_known,
+    shipped_logs,
+    siblings,
+)
 from mobilenet_tvm.errors import MobilenetTvmError, UsageError
 from mobilenet_tvm.records import (
     Config,
@@ -34,7 +43,6 @@ from mobilenet_tvm.search import (
     AutoTvmSearcher,
     Budget,
     CostModel,
-    LocalMeasurer,
     PlainProgress,
     RichProgress,
     Searcher,
@@ -101,8 +109,10 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def search(job: Job, args: argparse.Namespace, out: Output) -> tuple[list[Record], Summary]:
-    """Run the search of a job.
+def search(
+    job: Job, device: Device, args: argparse.Namespace, out: Output
+) -> tuple[list[Record], Summary]:
+    """Run the search of a job on a device, and close its measurer.
 
     Returns:
         All records of its logs, and what the run did.
@@ -112,13 +122,14 @@ def search(job: Job, args: argparse.Namespace, out: Output) -> tuple[list[Record
         DeviceError: nothing could be measured, or a log cannot be written.
     """
     names = TUNERS[args.tuner]
+    where = Where(device.cpu, args.threads, device.timing)
     tasks = [task for task in (*job.tasks, *job.ansor_tasks) if task.searcher in names]
     asked_for = [path for given in args.transfer for path in logs_in(given)]
     beside = [path for name in names for path in siblings(job.log_of(name))]
     without_asking = [] if args.no_transfer else [*beside, *shipped_logs(job.preset.name)]
     if not args.fresh:
         for name in names:
-            _refuse_foreign(job.log_of(name), args.threads)
+            _refuse_foreign(job.log_of(name), where)
     with out.working("looking at what other logs know"):  # before --fresh moves one of them
         known = read_known(without_asking, out.warn, asked_for=asked_for)
     summary = Summary()
@@ -129,24 +140,29 @@ def search(job: Job, args: argparse.Namespace, out: Output) -> tuple[list[Record
             _open(log, tasks, job, args, out)
             near = set() if args.fresh else set(siblings(log.path))
             adopted[name] = _adopt(
-                log, tasks, [one for one in known if one.path in near], args.threads, out
+                log, tasks, [one for one in known if one.path in near], where, out
             )
         with out.working("learning from what is known"):
-            seeds = _Seeds(tasks, logs, known, args, out)
-        runs = {name: _Run(job, args, name, log, adopted[name]) for name, log in logs.items()}
+            seeds = _Seeds(tasks, logs, known, where, args, out)
+        runs = {
+            name: _Run(job, args, where, name, log, adopted[name]) for name, log in logs.items()
+        }
         for run in runs.values():
             # At once, so that even after a kill -9 the log says which machine it is of.
             run.write()
-        _warn_of_noise(args.threads, out)
-        peak_flops = _peak_flops(job, args.threads, tasks, logs.values())
-        measurer = LocalMeasurer(_weights(job.tasks), args.threads)
-        progress = (RichProgress if out.console.is_terminal else PlainProgress)(out.console)
+        peak_flops = float("inf")  # of another machine nothing is known: no layer is near it
+        if device.here:
+            _warn_of_noise(args.threads, out)
+            peak_flops = _peak_flops(job, args.threads, tasks, logs.values())
+        progress = (RichProgress if out.console.is_terminal else PlainProgress)(
+            out.console, timed=device.timing == "measured"
+        )
         try:
             with progress:
                 tune_tasks(
                     tasks,
                     make_searcher=seeds.searcher,
-                    measurer=measurer,
+                    measurer=device.measurer,
                     logs=logs,
                     budget=Budget(args.time_budget),
                     progress=progress,
@@ -160,12 +176,12 @@ def search(job: Job, args: argparse.Namespace, out: Output) -> tuple[list[Record
                 out.line("run the same command again to go on")
             raise
         finally:
-            measurer.close()
+            device.measurer.close()
             for run in runs.values():
                 run.write()
         _report(summary, out)
         records = [record for log in logs.values() for record in log.records]
-        return records + _other_searchers(job, args, out), summary
+        return records + _other_searchers(job, where, args, out), summary
 
 
 def _peak_flops(job: Job, threads: int, tasks: Sequence[Task], logs: Iterable[RecordLog]) -> float:
@@ -184,13 +200,13 @@ def _peak_flops(job: Job, threads: int, tasks: Sequence[Task], logs: Iterable[Re
     return max([measured, *reached])
 
 
-def _other_searchers(job: Job, args: argparse.Namespace, out: Output) -> list[Record]:
+def _other_searchers(job: Job, where: Where, args: argparse.Namespace, out: Output) -> list[Record]:
     """What earlier runs by a searcher that is not asked now found: the model is chosen of all."""
     others = [name for name in TUNERS["all"] if name not in TUNERS[args.tuner]]
     paths = [job.log_of(name) for name in others if job.log_of(name).exists() and not args.fresh]
     found: list[Record] = []
     for one in read_known(paths, out.warn):
-        if one.of_this_machine(args.threads):
+        if one.of(where):
             out.line(f"also      {one.path}: {len(one.records)} trials of earlier runs")
             found += one.records
         else:
@@ -198,12 +214,7 @@ def _other_searchers(job: Job, args: argparse.Namespace, out: Output) -> list[Re
     return found
 
 
-def _weights(tasks: Sequence[Task]) -> int:
-    """Bytes of the whole model's weights."""
-    return sum(task.weight * task.weight_bytes for task in tasks)
-
-
-def _refuse_foreign(log: Path, threads: int) -> None:
+def _refuse_foreign(log: Path, where: Where) -> None:
     """A log from another CPU, or of another number of threads, says nothing about this run.
 
     A run of ours writes its run file before its first trial.
@@ -215,12 +226,13 @@ def _refuse_foreign(log: Path, threads: int) -> None:
     if run is None:
         raise UsageError(f"{log} has no run file beside it that says where it was measured{how}")
     what = f"{log} was measured "
-    if run.cpu != targets.cpu_name():
-        raise UsageError(f"{what}on {run.cpu}, this machine is {targets.cpu_name()}{how}")
-    if run.timing != "measured":
-        raise UsageError(f"{log} holds {run.timing} times, not measured ones{how}")
-    if run.threads != threads:
-        raise UsageError(f"{what}with --threads {run.threads}, this run has {threads}{how}")
+    if run.timing != where.timing:
+        raise UsageError(f"{log} holds {run.timing} times, not {where.timing} ones{how}")
+    if run.cpu != where.cpu:
+        here = "this machine is" if where.cpu == targets.cpu_name() else "this run is for"
+        raise UsageError(f"{what}on {run.cpu}, {here} {where.cpu}{how}")
+    if run.threads != where.threads:
+        raise UsageError(f"{what}with --threads {run.threads}, this run has {where.threads}{how}")
 
 
 def _open(
@@ -250,7 +262,7 @@ def _set_aside(paths: Sequence[Path]) -> None:
 
 
 def _adopt(
-    log: RecordLog, tasks: Sequence[Task], near: Sequence[Known], threads: int, out: Output
+    log: RecordLog, tasks: Sequence[Task], near: Sequence[Known], where: Where, out: Output
 ) -> int:
     """Take over what the logs of other models beside it hold of the same tasks: they were
     measured here too. How many trials those were."""
@@ -258,7 +270,7 @@ def _adopt(
     have = {(record.key, record.config) for record in log.records}
     adopted = 0
     for one in near:
-        if not one.of_this_machine(threads):
+        if not one.of(where):
             continue
         for record in one.records:
             new = (record.key, record.config) not in have
@@ -279,19 +291,18 @@ class _Seeds:
         tasks: Sequence[Task],
         logs: dict[SearcherName, RecordLog],
         known: Sequence[Known],
+        where: Where,
         args: argparse.Namespace,
         out: Output,
     ) -> None:
         self._args = args
-        self._first: dict[str, list[Config]] = first_configs(
-            tasks, [record for one in known for record in one.records]
-        )
+        self._first: dict[str, list[Config]] = first_configs(tasks, proposals(known))
         self._model: CostModel | None = None
         if "ansor" in logs:
             self._model = CostModel(seed=args.seed, cores=targets.physical_cores())
             keys = {task.key for task in tasks}
             target = next((task.target for task in tasks), "")
-            lessons = [r for one in known for r in one.lessons(keys, target, args.threads)]
+            lessons = [r for one in known for r in one.lessons(keys, target, where)]
             # What was adopted from the logs beside stands in both.
             lines = {record.line: record for record in (*lessons, *logs["ansor"].records)}
             self._model.learn_records(lines.values(), keys.union(*(one.workloads for one in known)))
@@ -338,11 +349,13 @@ class _Run:
         self,
         job: Job,
         args: argparse.Namespace,
+        where: Where,
         name: SearcherName,
         log: RecordLog,
         adopted: int,
     ) -> None:
         self._job, self._args, self._name, self._log = job, args, name, log
+        self._where = where
         earlier = read_run(log.path)
         # A killed run leaves trials behind that its run file does not count.
         counted = min(earlier.trials, len(log.records)) if earlier else 0
@@ -360,16 +373,17 @@ class _Run:
                 format_version=1,
                 preset=job.preset.name,
                 target=job.preset.target,
-                cpu=targets.cpu_name(),
+                cpu=self._where.cpu,
                 tvm=toolchain.TVM_VERSION,
                 llvm=toolchain.llvm_version(),
                 model=job.info.name,
                 model_digest=job.info.digest,
                 searcher=self._name,
                 seed=self._args.seed,
-                threads=self._args.threads,
+                threads=self._where.threads,
                 spent_s=self._spent_s + sum(map(trial_seconds, records[self._known :])),
                 trials=len(records),
                 failures=count_failures(record.error for record in records),
+                timing=self._where.timing,
             ),
         )

@@ -6,9 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilenet_tvm import targets, tuning_logs
+from mobilenet_tvm import tuning_logs
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records import Record, RunInfo, read_log, read_run, register_workloads
+from mobilenet_tvm.records.runfile import Timing
+
+
+@dataclass(frozen=True)
+class Where:
+    """What times are of: only equal ones compare."""
+
+    cpu: str
+    threads: int
+    timing: Timing = "measured"
 
 
 @dataclass(frozen=True)
@@ -27,17 +37,22 @@ class Known:
     run: RunInfo | None
     workloads: frozenset[str]
 
-    def of_this_machine(self, threads: int) -> bool:
-        """Whether its times were measured on this CPU with so many threads."""
-        here = (targets.cpu_name(), threads, "measured")
-        return self.run is not None and (self.run.cpu, self.run.threads, self.run.timing) == here
+    @property
+    def measured(self) -> bool:
+        """Whether its times are latencies, as far as anybody says."""
+        return self.run is None or self.run.timing == "measured"
 
-    def lessons(self, keys: set[str], target: str, threads: int) -> list[Record]:
+    def of(self, where: Where) -> bool:
+        """Whether its times are of this CPU, with so many threads, by the same clock."""
+        run = self.run
+        return run is not None and Where(run.cpu, run.threads, run.timing) == where
+
+    def lessons(self, keys: set[str], target: str, where: Where) -> list[Record]:
         """What Ansor's cost model may learn: measured times, and those of another CPU, target
         or number of threads only of tasks that this run (``keys``) does not time itself."""
-        if self.run is None or self.run.timing != "measured":
+        if self.run is None or not self.measured:
             return []
-        here = self.of_this_machine(threads)
+        here = self.of(where)
         return [
             record
             for record in self.records
@@ -69,6 +84,21 @@ def shipped_logs(preset: str) -> list[Path]:
     """The logs that come with the package, those of the preset first."""
     folder = Path(tuning_logs.__path__[0])
     return sorted(folder.rglob("*.jsonl"), key=lambda path: (path.parent.name != preset, path))
+
+
+def proposals(known: Iterable[Known]) -> list[Record]:
+    """All records to begin with; where something was measured, emulated or estimated times of
+    the same task say nothing beside it."""
+    known = list(known)
+    measured = [record for one in known if one.measured for record in one.records]
+    timed = {(r.key, r.target) for r in measured if r.cost_s is not None}
+    return measured + [
+        record
+        for one in known
+        if not one.measured
+        for record in one.records
+        if (record.key, record.target) not in timed
+    ]
 
 
 def read_known(

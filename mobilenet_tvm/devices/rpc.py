@@ -320,8 +320,9 @@ class BoardSession:
 def _of_tvm(error: Exception) -> bool:
     from tvm._ffi.base import TVMError
 
-    # TVM makes Python's own types of some: an RPCError's "AttributeError: ..." for one.
-    return isinstance(error, TVMError) or "src/runtime/rpc" in str(error)
+    # TVM makes Python's own types of some errors, by the words that a message begins with.
+    signs = ("src/runtime/rpc", "Module has no function")
+    return isinstance(error, TVMError) or any(sign in str(error) for sign in signs)
 
 
 def _names_loss(text: str) -> bool:

@@ -11,6 +11,8 @@ from mobilenet_tvm.errors import DeviceError, UsageError
 
 FORMAT_VERSION = 1
 
+Timing = Literal["measured", "emulated", "estimated"]
+
 
 class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``<model>.<searcher>.run.json``.
@@ -35,7 +37,7 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spent_s: float
     trials: int
     failures: dict[str, int]
-    timing: Literal["measured", "emulated", "estimated"] = "measured"
+    timing: Timing = "measured"
 
 
 def run_path(log: Path) -> Path:

@@ -75,7 +75,7 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
     from tvm.autotvm.task.topi_integration import TaskExtractEnv
 
     import mobilenet_tvm.schedules
-    from mobilenet_tvm.schedules.x86.layout import is_sound, keeps_layout
+    from mobilenet_tvm.schedules.stock import is_sound, keeps_layout
 
     mobilenet_tvm.schedules.use(schedules)
     target = tvm.target.Target(preset.target)
@@ -149,18 +149,24 @@ def _default_candidate(handle: Any, candidates: Sequence[int]) -> int | None:
 
 def knob_values(config: Any, space: Any) -> dict[str, Any]:
     """Values of a configuration's knobs; of a split all but the first, which follows."""
-    values = {}
-    for name in space.space_map:
-        entity = config[name]
-        values[name] = tuple(entity.size[1:]) if hasattr(entity, "size") else entity.val
-    return values
+    return {name: _knob_value(config[name]) for name in space.space_map}
+
+
+def _knob_value(entity: Any) -> Any:
+    """A knob's value as its record has it: a split's sizes, an order, annotations, or a value."""
+    if hasattr(entity, "size"):
+        return tuple(entity.size[1:])
+    for attribute in ("perm", "anns"):  # of TVM's own templates
+        if hasattr(entity, attribute):
+            return tuple(getattr(entity, attribute))
+    return entity.val
 
 
 def template_label(name: str, arguments: Any) -> str:
     """The label of a template's task; the template's own name where it is no layer of ours."""
     data, kernel = arguments[0][1], arguments[1][1]
     if name.startswith("dense"):
-        return f"{name.removesuffix('.x86')} {data[1]}->{kernel[0]}"
+        return f"{name.partition('.')[0]} {data[1]}->{kernel[0]}"
     if len(data) != 4 or len(kernel) != 4:
         return name
     stride = arguments[2][0]

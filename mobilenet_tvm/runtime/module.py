@@ -98,7 +98,9 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
     """Load an artifact after checking it against its manifest and this machine.
 
     Args:
-        path: the ``.so``, with its ``.manifest.json`` beside it.
+        path: the ``.so``, with its ``.manifest.json`` beside it. A static library (``.a``) is
+            linked into a program of its own, which runs under qemu-user where it must; it has
+            one thread.
         threads: of TVM's thread pool, for all modules of this process; None leaves it as is.
         require_checked: refuse an artifact that never passed a parity check.
 
@@ -110,6 +112,13 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
     path = Path(path)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}: it must be 1 or more")
+    if path.suffix == ".a":
+        from mobilenet_tvm.runtime.static import open_static
+
+        manifest = verify_file(path)
+        if require_checked:
+            verify_checked(path, manifest)
+        return open_static(path, manifest)
     library, manifest = open_library(path, require_checked=require_checked)
     import tvm
     from tvm.contrib import graph_executor
@@ -121,6 +130,11 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
 
 def open_library(path: Path, *, require_checked: bool = False) -> tuple[Any, Manifest]:
     """The artifact's TVM module and its manifest, after ``load``'s checks. Raises as it does."""
+    if path.suffix == ".a":
+        raise UsageError(
+            f"{path} is a static library, whose kernels cannot be looked at one by one: compile a "
+            ".so with the same records"
+        )
     manifest = verify_file(path)
     verify_machine(path, manifest)
     if require_checked:

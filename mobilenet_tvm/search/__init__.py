@@ -3,8 +3,9 @@
 from mobilenet_tvm.search.ansor import AnsorSearcher, CostModel
 from mobilenet_tvm.search.autotvm import AutoTvmSearcher
 from mobilenet_tvm.search.interface import Budget, Searcher, Summary
-from mobilenet_tvm.search.measure import LocalMeasurer, Measurer
+from mobilenet_tvm.search.measure import FleetMeasurer, LocalMeasurer, Measurer, Request
 from mobilenet_tvm.search.progress import PlainProgress, Progress, RichProgress
+from mobilenet_tvm.search.remote import RemoteMeasurer
 from mobilenet_tvm.search.replay import ReplayMeasurer
 from mobilenet_tvm.search.transfer import first_configs
 from mobilenet_tvm.search.trial import Failure, Trial
@@ -16,11 +17,14 @@ __all__ = [
     "Budget",
     "CostModel",
     "Failure",
+    "FleetMeasurer",
     "LocalMeasurer",
     "Measurer",
     "PlainProgress",
     "Progress",
+    "RemoteMeasurer",
     "ReplayMeasurer",
+    "Request",
     "RichProgress",
     "Searcher",
     "Summary",

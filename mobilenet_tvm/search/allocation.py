@@ -187,6 +187,14 @@ class Arm:
         return self._turn_trials > 0 and self.tried % self.batch == 0
 
     @property
+    def left_of_turn(self) -> int:
+        """Trials that belong to the turn at hand whatever comes of them, at least 1."""
+        left = self.batch - self.tried % self.batch
+        if self.best_s == float("inf"):
+            left = min(left, max(TRIALS_WITHOUT_SUCCESS - self._turn_trials, 1))
+        return left
+
+    @property
     def next_turn_trials(self) -> int:
         """Trials of the next turn: what is left of the searcher's batch."""
         left = self.batch - self.tried % self.batch

@@ -117,7 +117,8 @@ class AnsorSearcher:
         self._limit = trials
         self._done = {str(config): cost for config, cost in (done or {}).items()}
         self._queue = [str(config) for config in reversed(first) if config not in self._done]
-        self._untold: list[str] = []
+        self._given: set[str] = set()  # by ``next``, no trial yet
+        self._unlearnt: list[str] = []
         self._exhausted = False
         # Text, so that every task has a seed of its own and the same one in each run.
         self._random = random.Random(f"{seed}:{task.key}:{len(self._done)}")
@@ -139,23 +140,29 @@ class AnsorSearcher:
         return BATCH
 
     def next(self) -> Config | None:
-        """The configuration to try next, or None when there is nothing left to try."""
-        if len(self._done) >= self._limit or self._exhausted:
+        """See ``Searcher``. A batch is proposed when all trials of the last one are known."""
+        if len(self._done) + len(self._given) >= self._limit or self._exhausted:
+            return None
+        if self._given and not self._queue:
             return None
         rounds = 0
         while not self._queue and rounds < _EMPTY_ROUNDS:
             self._queue = self._propose()[::-1]
             rounds += 1
         self._exhausted = not self._queue
-        return self._queue.pop() if self._queue else None
+        if self._exhausted:
+            return None
+        self._given.add(self._queue[-1])
+        return self._queue.pop()
 
     def tell(self, trial: Trial) -> None:
         """Learn from a finished trial."""
+        self._given.discard(str(trial.config))
         self._done[str(trial.config)] = trial.cost_s
-        self._untold.append(self.record_line(trial))
-        if not self._queue or len(self._untold) >= BATCH:
-            self._model.learn(self._untold)
-            self._untold = []
+        self._unlearnt.append(self.record_line(trial))
+        if not (self._queue or self._given) or len(self._unlearnt) >= BATCH:
+            self._model.learn(self._unlearnt)
+            self._unlearnt = []
 
     def record_line(self, trial: Trial) -> str:
         """A trial as TVM's own record line."""

@@ -60,6 +60,7 @@ class AutoTvmSearcher:
         self._limit = min(trials, len(self._order))
         self._seed = seed
         self._queue: list[int] = []
+        self._given: set[int] = set()  # by ``next``, no trial yet
 
     @property
     def limit(self) -> int:
@@ -77,16 +78,20 @@ class AutoTvmSearcher:
         return _BATCH
 
     def next(self) -> Config | None:
-        """The configuration to try next, or None when there is nothing left to try."""
-        if len(self._done) >= self._limit:
+        """See ``Searcher``. A batch is proposed when all trials of the last one are known."""
+        if len(self._done) + len(self._given) >= self._limit:
             return None
-        if not self._queue:
+        if not self._queue and not self._given:
             self._queue = self._propose()
-        return self._queue.pop() if self._queue else None
+        if not self._queue:
+            return None
+        self._given.add(self._queue[-1])
+        return self._queue.pop()
 
     def tell(self, trial: Trial) -> None:
         """Learn from a finished trial."""
         assert isinstance(trial.config, int)
+        self._given.discard(trial.config)
         self._done[trial.config] = trial.cost_s
 
     def record_line(self, trial: Trial) -> str:

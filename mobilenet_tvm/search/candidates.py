@@ -13,8 +13,11 @@ from typing import Any
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.records import Config, SearcherName, Task
+from mobilenet_tvm.records.tasks import tensor_bytes
 from mobilenet_tvm.search.trial import Trial
 
+# The function of a module that goes to another machine.
+SENT_NAME = "kernel"
 # What TVM writes as the cost of a trial that failed.
 _FAILED_COST_S = 1e10
 
@@ -130,11 +133,49 @@ def _schedule(candidate: Candidate, *, as_in_model: bool) -> tuple[Any, Any, tup
     return task.target, schedule, tuple(arguments)
 
 
-def _compile(target: Any, schedule: Any, arguments: tuple[Any, ...]) -> Kernel:
+def _compile(
+    target: Any, schedule: Any, arguments: tuple[Any, ...], name: str = "default_function"
+) -> Kernel:
     import tvm
 
     with target, tvm.transform.PassContext(config=toolchain.pass_config()):
-        return Kernel(tvm.build(schedule, list(arguments), target=target), arguments)
+        return Kernel(tvm.build(schedule, list(arguments), target=target, name=name), arguments)
+
+
+def build_to_send(candidate: Candidate, weight_bytes: int, *, as_in_model: bool) -> Kernel:
+    """Compile a candidate for another machine: a module with one function, ``SENT_NAME``.
+
+    Args:
+        candidate: the configuration.
+        weight_bytes: size of the weights among its arguments.
+        as_in_model: as ``build``, or else as ``build_to_check`` does.
+    """
+    target, schedule, arguments = _schedule(candidate, as_in_model=as_in_model)
+    return _compile(target, schedule, _activation_first(arguments, weight_bytes), SENT_NAME)
+
+
+def build_reference_here(candidate: Candidate, weight_bytes: int) -> Kernel:
+    """As ``build_reference``, to run on this machine, with the arguments of ``build_to_send``.
+
+    The computation stays the one that the candidate's own target asks for: its layouts, say.
+    """
+    import tvm
+    from tvm import te
+
+    _, _, arguments = _schedule(candidate, as_in_model=False)
+    naive = te.create_schedule(arguments[_result_of(arguments)].op)
+    return _compile(tvm.target.Target("llvm"), naive, _activation_first(arguments, weight_bytes))
+
+
+def _activation_first(arguments: tuple[Any, ...], weight_bytes: int) -> tuple[Any, ...]:
+    """The arguments with what the layer before wrote in front, and the result at the end.
+
+    TVM's own functions that flush a cache spare the first argument.
+    """
+    result = arguments[_result_of(arguments)]
+    inputs = [tensor for tensor in arguments if tensor is not result]
+    first = next((t for t in inputs if tensor_bytes(t.shape) != weight_bytes), inputs[0])
+    return (first, *(tensor for tensor in inputs if tensor is not first), result)
 
 
 def ansor_line(task: Task, steps: str, trial: Trial | None = None) -> str:

@@ -26,7 +26,10 @@ class Searcher(Protocol):
         """Trials between two times that it learns from them."""
 
     def next(self) -> Config | None:
-        """The configuration to try next, or None when there is nothing left to try."""
+        """The configuration to try next; may be called again before ``tell``.
+
+        None when there is nothing left to try, or nothing before it is told of those given.
+        """
 
     def tell(self, trial: Trial) -> None:
         """Learn from a finished trial."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.errors import DeviceError
@@ -46,7 +46,7 @@ _PREPARE = "mobilenet_tvm.as_in_the_model"
 
 
 class Measurer(Protocol):
-    """Where trials are measured: this machine, a recorded table, later a board."""
+    """Where trials are measured: this machine, a recorded table, boards."""
 
     def measure(
         self, task: Task, config: Config, deadline_s: float, best_s: float = float("inf")
@@ -63,6 +63,36 @@ class Measurer(Protocol):
 
     def close(self) -> None:
         """Release the device."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One trial to measure: what ``Measurer.measure`` is given."""
+
+    task: Task
+    config: Config
+    best_s: float = float("inf")
+
+
+@runtime_checkable
+class FleetMeasurer(Measurer, Protocol):
+    """A measurer that measures several trials at once. See ``RemoteMeasurer``."""
+
+    def width(self) -> int:
+        """How many trials it takes at once now, at least 1: boards come and go."""
+
+    def measure_all(
+        self, requests: Sequence[Request], deadline_s: float
+    ) -> Iterator[tuple[int, Trial]]:
+        """Measure all, in at most about ``deadline_s`` seconds together.
+
+        Yields:
+            (Index of the request, its trial), each as early as the requests' order allows.
+
+        Raises:
+            DeviceError: nothing can be measured any more. What was finished by then has been
+                yielded before, here alone out of order.
+        """
 
 
 # What the child keeps between its calls for one trial, and of the task that it checked last.
@@ -120,18 +150,27 @@ def _run(threads: int, model_bytes: int, weight_bytes: int, best_s: float) -> tu
     return tuple(sorted(time_calls(calls))[: calls // 2])
 
 
-def _random(kernel: Kernel) -> list[Any]:
-    """Random inputs, and NaN for the result: what a kernel leaves unwritten shows."""
+def random_data(tensors: Sequence[tuple[Sequence[int], str]], result: int) -> list[Any]:
+    """The same random inputs each time, and NaN for the result: what is left unwritten shows.
+
+    Args:
+        tensors: shape and dtype of each argument.
+        result: which of them the result is.
+    """
     import numpy as np
-    from tvm.topi.utils import get_const_tuple
 
     random = np.random.default_rng(0)
-    data = [
-        random.uniform(-1, 1, get_const_tuple(tensor.shape)).astype(tensor.dtype)
-        for tensor in kernel.arguments
-    ]
-    data[kernel.result][:] = np.nan
+    data = [random.uniform(-1, 1, tuple(shape)).astype(dtype) for shape, dtype in tensors]
+    data[result][:] = np.nan
     return data
+
+
+def _random(kernel: Kernel) -> list[Any]:
+    from tvm.topi.utils import get_const_tuple
+
+    return random_data(
+        [(get_const_tuple(t.shape), t.dtype) for t in kernel.arguments], kernel.result
+    )
 
 
 def _check(candidate: Candidate, task_key: str) -> float:
@@ -139,8 +178,6 @@ def _check(candidate: Candidate, task_key: str) -> float:
 
     NaN where the candidate yields NaN, or leaves it unwritten.
     """
-    import numpy as np
-
     # AutoTVM's kernels take the same arguments in the model and alone.
     kernel: Kernel = _built["kernel"]
     if candidate.searcher == "ansor":
@@ -148,9 +185,18 @@ def _check(candidate: Candidate, task_key: str) -> float:
     shapes = [tuple(map(int, tensor.shape)) for tensor in kernel.arguments]
     if _expected.get("of") != (task_key, shapes):  # one task's trials come in a row
         _expected.update(result=_result(build_reference(candidate)), of=(task_key, shapes))
-    reference = _expected["result"]
+    return difference(_result(kernel), _expected["result"])
+
+
+def difference(result: Any, reference: Any) -> float:
+    """Largest difference of a result to the reference's, of the reference's largest value.
+
+    NaN where the result holds NaN.
+    """
+    import numpy as np
+
     scale = max(float(np.max(np.abs(reference))), float(np.finfo(np.float32).tiny))
-    return float(np.max(np.abs(_result(kernel) - reference))) / scale
+    return float(np.max(np.abs(result - reference))) / scale
 
 
 def _result(kernel: Kernel) -> Any:
@@ -162,11 +208,11 @@ def _result(kernel: Kernel) -> Any:
     return arrays[kernel.result].numpy()
 
 
-def _wrong(difference: float) -> str:
+def wrong(off: float) -> str:
     """What is wrong with a result so far from the reference kernel's."""
-    if math.isnan(difference):
+    if math.isnan(off):
         return "part of the result is NaN or was never written"
-    return f"differs from the reference kernel by {difference:.1e} of its largest value"
+    return f"differs from the reference kernel by {off:.1e} of its largest value"
 
 
 class LocalMeasurer:
@@ -215,9 +261,9 @@ class LocalMeasurer:
             )
             # What is hardly slower may be chosen too (records.choose_records).
             if median(costs_s) < CLEARLY * best_s:
-                difference = in_child(_CHECKING, CHECK_TIMEOUT_S, candidate, task.key)
-                if not difference <= TOLERANCE:
-                    return trial((), Failure.WRONG_OUTPUT, _wrong(difference))
+                off = in_child(_CHECKING, CHECK_TIMEOUT_S, candidate, task.key)
+                if not off <= TOLERANCE:
+                    return trial((), Failure.WRONG_OUTPUT, wrong(off))
         except _FailedError as error:
             return trial((), error.failure, str(error))
         return trial(costs_s, None, "")

@@ -56,10 +56,14 @@ class Progress(Protocol):
 
 
 class PlainProgress:
-    """One line a task when it is finished: for logs and pipes."""
+    """One line a task when it is finished: for logs and pipes.
 
-    def __init__(self, console: Console) -> None:
+    With ``timed`` false, where times are an emulator's, it says what ran and not how fast.
+    """
+
+    def __init__(self, console: Console, *, timed: bool = True) -> None:
         self._console = console
+        self._timed = timed
         self._count = 0
         self._total = 0
 
@@ -97,7 +101,8 @@ class PlainProgress:
         """See ``Progress``."""
         self._count += 1
         self._console.print(
-            f"[{self._count}/{self._total}] {summary(task, tried, best_gflops, failed, reason)}",
+            f"[{self._count}/{self._total}] "
+            + summary(task, tried, best_gflops, failed, reason, timed=self._timed),
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -111,8 +116,8 @@ class RichProgress(PlainProgress):
     and the task at hand.
     """
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, *, timed: bool = True) -> None:
+        super().__init__(console, timed=timed)
         self._bar = RichBar(
             BarColumn(bar_width=20),
             TextColumn("{task.fields[used]}"),
@@ -160,11 +165,13 @@ class RichProgress(PlainProgress):
         """See ``Progress``."""
         self._made += 1
         self._left[task.searcher, task.key] = limit - tried
-        best = f"{best_gflops:.1f} GFLOP/s" if best_gflops else "nothing runs yet"
+        best = _speed(best_gflops, self._timed) if best_gflops else "nothing runs yet"
         self._bar.update(
             self._line,
             description=escape(f"{name(task)} {tried}/{limit}: {best}"),
-            model="" if model_s is None else f"model about {1e3 * model_s:.3g} ms",
+            model=""
+            if model_s is None or not self._timed
+            else f"model about {1e3 * model_s:.3g} ms",
         )
         self._show()
 
@@ -192,11 +199,23 @@ def name(task: Task) -> str:
     return f"{task.searcher} {task.label}"
 
 
-def summary(task: Task, tried: int, best_gflops: float, failed: int, reason: Reason) -> str:
+def _speed(best_gflops: float, timed: bool) -> str:
+    return f"{best_gflops:.1f} GFLOP/s" if timed else "it runs"
+
+
+def summary(
+    task: Task,
+    tried: int,
+    best_gflops: float,
+    failed: int,
+    reason: Reason,
+    *,
+    timed: bool = True,
+) -> str:
     """``ansor conv 3x3 8 @ 9x9: 62.5 GFLOP/s after 24 trials, 2 failed (near the roofline)``."""
     if not tried:
         return f"{name(task)}: not tried ({reason})"
-    best = f"{best_gflops:.1f} GFLOP/s" if best_gflops else "nothing ran"
+    best = _speed(best_gflops, timed) if best_gflops else "nothing ran"
     trials = f"{tried} trial" if tried == 1 else f"{tried} trials"
     failures = f", {failed} failed" if failed else ""
     return f"{name(task)}: {best} after {trials}{failures} ({reason})"

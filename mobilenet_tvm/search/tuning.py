@@ -9,13 +9,20 @@ trials in place of new ones, so it arrives where the first was cut and goes on a
 been. That is why a line's ``all_cost`` holds all that the trial took, searching included: the
 seconds of a turn decide too. What does not fit (other tasks, another searcher beside the first)
 is taken into account before the first new trial.
+
+Where a measurer takes several trials at once (``FleetMeasurer``) they are measured in groups. A
+group is never more than what one device would have been given next whatever came of it: trials of
+one batch and one turn, or in the first pass of different layers. Its trials are written and
+learnt from in the order in which they were proposed, so the log is that of one device, and a run
+is resumed with more boards or fewer and takes the same decisions. A trial's seconds are those
+since the line before it: those of all lines together are what the run took.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mobilenet_tvm.errors import DeviceError
@@ -23,7 +30,7 @@ from mobilenet_tvm.records import Config, Record, RecordLog, SearcherName, Task
 from mobilenet_tvm.records.lines import trial_seconds
 from mobilenet_tvm.search.allocation import Allocation, Arm, make_arms
 from mobilenet_tvm.search.interface import Budget, MakeSearcher, Searcher, Summary
-from mobilenet_tvm.search.measure import Measurer
+from mobilenet_tvm.search.measure import FleetMeasurer, Measurer, Request
 from mobilenet_tvm.search.progress import Progress
 from mobilenet_tvm.search.trial import Failure, Trial
 
@@ -109,6 +116,9 @@ class _Search:
     learning_s: float = 0.0
 
 
+_Group = list[tuple[Arm, Config]]
+
+
 class _Run:
     """One tuning run."""
 
@@ -171,52 +181,107 @@ class _Run:
         """Go round until each layer has something that runs, the cheaper searcher first."""
         arms = sorted(self._searches, key=lambda arm: arm.task.searcher != "autotvm")
         for _ in range(_FIRST_ROUNDS):
+            group: list[Arm] = []
             for arm in arms:
+                # What the others of a layer bring decides whether this one is needed.
+                if any(other.layer is arm.layer for other in group):
+                    self._first_trials(group)
                 new = arm.tried == 0 and arm.task.searcher == "autotvm"
                 if (new or arm.layer_best_s == float("inf")) and not arm.stopped:
-                    self._trial(arm)
-                    if arm.at_end_of_turn:
-                        arm.end_turn()
+                    group.append(arm)
+                if len(group) >= self._width():
+                    self._first_trials(group)
+            self._first_trials(group)
+
+    def _first_trials(self, arms: list[Arm]) -> None:
+        """One trial of each of these arms, which are none afterwards."""
+        begun_s, group = self._clock(), []
+        for arm in arms:
+            if not self._recalled(arm):
+                group += self._propose(arm, 1)
+        self._measure(group, begun_s)
+        for arm in arms:
+            if arm.at_end_of_turn:
+                arm.end_turn()
+        arms.clear()
 
     def _turn(self, arm: Arm) -> None:
         self._proposed_s = 0.0
-        while self._trial(arm) and not arm.at_end_of_turn:
+        while self._trials(arm) and not arm.at_end_of_turn:
             pass
         arm.end_turn()
         # A turn that proposed nothing does not tell that the next one will not.
         fading_s = self._propose_s.get(arm.task.searcher, 0.0) / 2
         self._propose_s[arm.task.searcher] = max(self._proposed_s, fading_s)
 
-    def _trial(self, arm: Arm) -> bool:
-        """One trial; False when there is none left, or no time for it."""
-        search, task = self._searches[arm], arm.task
-        if search.remembered:
-            arm.learn(*search.remembered.popleft())
+    def _trials(self, arm: Arm) -> bool:
+        """Some trials of a turn; False when there is none left, or no time for them."""
+        if self._recalled(arm):
             return True
         begun_s = self._clock()
-        if self._left_s() <= 0:
-            return False
-        config = search.searcher.next()
-        if config is None:
-            arm.stopped = "nothing left to try"
-            return False
-        self._proposed_s = max(self._proposed_s, self._clock() - begun_s)
-        if self._left_s() <= 0:
+        group = self._propose(arm, min(self._width(), arm.left_of_turn))
+        return bool(group) and self._measure(group, begun_s)
+
+    def _width(self) -> int:
+        """How many trials are measured at once."""
+        return self._measurer.width() if isinstance(self._measurer, FleetMeasurer) else 1
+
+    def _recalled(self, arm: Arm) -> bool:
+        """Take one trial of an earlier run in place of a new one, if there is one left."""
+        remembered = self._searches[arm].remembered
+        if remembered:
+            arm.learn(*remembered.popleft())
+            return True
+        return False
+
+    def _propose(self, arm: Arm, count: int) -> _Group:
+        """At most so many configurations of an arm; none where there is no time for them."""
+        found: _Group = []
+        while len(found) < count and self._left_s() > 0:
+            begun_s = self._clock()
+            config = self._searches[arm].searcher.next()
+            if config is None:
+                if not found:
+                    arm.stopped = "nothing left to try"
+                break
+            self._proposed_s = max(self._proposed_s, self._clock() - begun_s)
+            found.append((arm, config))
+        return found if self._left_s() > 0 else []
+
+    def _measure(self, group: _Group, begun_s: float) -> bool:
+        """Measure a group that has been proposed since ``begun_s``, and write it down.
+
+        False when there was no time for all of it.
+        """
+        if not group:
             return False
         self._recall()
-        left_s = self._left_s() + self._grace_s
-        trial = self._measurer.measure(task, config, left_s, arm.best_s)
-        if trial.failure in _TIMEOUTS and self._left_s() <= 0:
-            return False  # the budget cut it short: that says nothing about the configuration
-        seconds = self._clock() - begun_s + search.learning_s
-        line = search.searcher.record_line(replace(trial, elapsed_s=seconds))
-        self._logs[task.searcher].append(line)
-        told_s = self._clock()
-        search.searcher.tell(trial)
-        search.learning_s = self._clock() - told_s
-        arm.learn(trial.cost_s, seconds)
-        self._count(arm, trial)
-        return True
+        whole = True
+        for arm, trial in self._outcomes(group, self._left_s() + self._grace_s):
+            if trial.failure in _TIMEOUTS and self._left_s() <= 0:
+                whole = False  # the budget cut it short: says nothing about the configuration
+                continue
+            search = self._searches[arm]
+            seconds = self._clock() - begun_s + search.learning_s
+            line = search.searcher.record_line(replace(trial, elapsed_s=seconds))
+            self._logs[arm.task.searcher].append(line)
+            told_s = self._clock()
+            search.searcher.tell(trial)
+            begun_s = self._clock()
+            search.learning_s = begun_s - told_s
+            arm.learn(trial.cost_s, seconds)
+            self._count(arm, trial)
+        return whole
+
+    def _outcomes(self, group: _Group, deadline_s: float) -> Iterator[tuple[Arm, Trial]]:
+        """The trials of a group, in its order."""
+        if isinstance(self._measurer, FleetMeasurer):
+            requests = [Request(arm.task, config, arm.best_s) for arm, config in group]
+            for index, trial in self._measurer.measure_all(requests, deadline_s):
+                yield group[index][0], trial
+        else:
+            for arm, config in group:
+                yield arm, self._measurer.measure(arm.task, config, deadline_s, arm.best_s)
 
     def _count(self, arm: Arm, trial: Trial) -> None:
         """Keep the summary and tell the progress."""

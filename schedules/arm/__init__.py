@@ -15,15 +15,16 @@ vector, where in blocks it is contiguous.
 from types import MappingProxyType
 
 from tvm.relay.op.strategy import arm_cpu as stock
+from tvm.topi import x86 as topi_x86
 
-from mobilenet_tvm.schedules.arm import depthwise, pointwise, stem
+from mobilenet_tvm.schedules.arm import ansor, depthwise, pointwise, stem
 from mobilenet_tvm.schedules.arm.target import channel_block, is_arm
 from mobilenet_tvm.schedules.strategy import Backend, Template
 
 BACKEND = Backend(
     key="arm_cpu",
     stock=(
-        stock.conv2d_strategy_arm_cpu,
+        ansor.conv2d_strategy,
         stock.conv2d_NCHWc_strategy_arm_cpu,
         stock.depthwise_conv2d_NCHWc_strategy_arm_cpu,
     ),
@@ -45,6 +46,9 @@ BACKEND = Backend(
             ),
         }
     ),
+    # Of TVM's three (the others: spatial_pack, Winograd) the one that computes in blocks, has a
+    # default that is not one scalar at a time, and leaves a layer one task.
+    ordinary=Template(topi_x86.conv2d_nchw, topi_x86.schedule_conv2d_nchw, "conv2d_nchw.x86"),
 )
 
 __all__ = ["BACKEND"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm.target import Target
 from tvm.target.x86 import get_simd_32bit_lanes
 
@@ -40,33 +38,3 @@ def is_x86(target: Target) -> bool:
         return False
     triple = str(target.attrs.get("mtriple", ""))
     return (triple or platform.machine()).lower().startswith(("x86_64", "amd64", "i686"))
-
-
-def keeps_layout(task: Any, config: Any) -> bool:
-    """Whether a stock convolution's ``config`` uses the blocks that our layers use.
-
-    A convolution that stays TVM's (several taps over many channels) may have any block; one of
-    its own would cost a layout transform.
-    """
-    if task.name != "conv2d_NCHWc.x86":
-        return True
-    channels, filters = task.args[0][1][1], task.args[1][1][0]
-    return (config["tile_ic"].size[-1], config["tile_oc"].size[-1]) == (
-        channel_block(channels),
-        channel_block(filters),
-    )
-
-
-def is_sound(task: Any, index: int) -> bool:
-    """Whether a stock template's configuration computes the convolution at all.
-
-    That of grouped convolutions (topi/x86/group_conv2d.py) splits all channels where it means a
-    group's: with a block that does not divide those it reads beyond its buffers, or divides by
-    zero. An unscheduled kernel of the same configuration does so too, and agrees.
-    """
-    if task.name != "group_conv2d_nchw.x86":
-        return True
-    config, groups = task.config_space.get(index), task.args[5]
-    depth, filters = task.args[1][1][1], task.args[1][1][0] // groups
-    blocks = config["tile_ic"].size[-1], config["tile_oc"].size[-1]
-    return bool(depth % blocks[0] == 0 and filters % blocks[1] == 0)

@@ -190,8 +190,7 @@ def test_what_cannot_run_is_named(
         fake.run([str(tmp_path / "gone")])
 
 
-def test_the_script_needs_its_emulator(fake: QemuRuntime) -> None:
-    """By hand it takes PATH's."""
+def test_started_by_hand_it_is_under_the_qemu_on_path(fake: QemuRuntime) -> None:
     done = subprocess.run(
         [str(fake.root / machine.PYTHON)], env={"PATH": os.defpath + ":/none"}, capture_output=True
     )

@@ -270,26 +270,6 @@ def test_tvms_own_extraction_finds_our_tasks(tiny_v1: frontend.RelayModel) -> No
 
 
 @pytest.mark.parametrize(
-    "target",
-    [
-        "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72",
-        "llvm -device=arm_cpu -mtriple=armv7l-linux-gnueabihf -mattr=+neon -mfloat-abi=hard",
-    ],
-)
-def test_other_targets_are_left_to_tvm(target: str) -> None:
-    import tvm
-    from tvm import autotvm, relay
-
-    conv, x, _ = block("depthwise", (1, 8, 8, 8), 8)
-    module = tvm.IRModule.from_expr(relay.Function([x], conv))
-    with tvm.transform.PassContext(opt_level=3):
-        found = autotvm.task.extract_from_program(module["main"], target=target, params={})
-        relay.build(module, target=target)
-    assert found
-    assert not [task.name for task in found if "mobilenet" in task.name]
-
-
-@pytest.mark.parametrize(
     ("kernel", "how"),
     [
         (3, {"groups": 8, "dilation": 2}),
