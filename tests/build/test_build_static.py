@@ -235,7 +235,7 @@ def test_the_header_is_c99_and_cpp(
         "int use(const float *a, float *b) { return net_run(a, b, b + 1); }\n"
     )
     toolchain.zig(
-        *("cc", f"-std={standard}", "-Wall", "-Wextra", "-pedantic", "-Werror"),
+        *("cc", "-O1", f"-std={standard}", "-Wall", "-Wextra", "-pedantic", "-Werror"),
         *(f"-I{two[0].parent}", "-c", "-o", str(tmp_path / "x.o"), str(source)),
     )
     assert "image.0 [3, 3, 10, 10] float32" in two[0].with_name("net.h").read_text()
