@@ -24,7 +24,7 @@ board: $(READY)
 	$(BIN)/python -m mobilenet_tvm.devices.qemu || echo "its tests are skipped"
 
 test: lint board
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

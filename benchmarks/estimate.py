@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/estimate.py [--configs 30] [--rounds 40] [--seed 0] [--json]
 
-For each of fourteen layers, `--configs` configurations drawn from the space of our templates (all of
+For each of fourteen layers, `--configs` configurations drawn from our templates' space (all of
 them where there are fewer) are compiled for the preset x86-avx2, timed here as tuning does, and
 estimated by `devices/estimate`, which knows nothing of the times. All configurations of a layer
 take turns in every round, in another order each time, so that what else this machine does hits

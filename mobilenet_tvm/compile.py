@@ -16,6 +16,7 @@ from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.cli.logs_given import read_logs
 from mobilenet_tvm.records import Record, choose_records
 from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
+from mobilenet_tvm.records.choose import WRONG_OUTPUT
 from mobilenet_tvm.records.merge import Log
 
 
@@ -67,19 +68,35 @@ def _records(args: argparse.Namespace, job: Job, out: Output) -> list[Record]:
             )
     found = read_logs(logs, out.warn)
     _warn_of_foreign(found, job, args.threads, out)
-    return [record for log in found for record in log.records]
+    return _comparable(found, out)
+
+
+def _comparable(logs: Sequence[Log], out: Output) -> list[Record]:
+    """The records of logs; beside measured times, those of an emulator or an estimate are left
+    out, for they would be compared. That a kernel computes something else is true all the same."""
+    measured = [log for log in logs if log.run is None or log.run.timing == "measured"]
+    others = [log for log in logs if log not in measured]
+    records = [record for log in logs for record in log.records]
+    if others and any(log.records for log in measured):
+        shown = _first_of([str(log.path) for log in others])
+        out.warn(f"{shown}: left out beside logs of measured times")
+        records = [record for log in measured for record in log.records]
+        records += [r for log in others for r in log.records if r.error == WRONG_OUTPUT]
+    return records
 
 
 def _warn_of_foreign(logs: Sequence[Log], job: Job, threads: int, out: Output) -> None:
     """Say once that times are of another machine or thread count, and once that they are none."""
     here = targets.cpu_name()
-    foreign, unmeasured = [], []
+    foreign: list[str] = []
+    unmeasured: dict[str, list[str]] = {}
     for log in logs:
         run = log.run
         if run is None:
             continue
         if run.timing != "measured":
-            unmeasured.append(f"{log.path} holds {run.timing} times, not measured ones")
+            text = f"{log.path} holds {run.timing} times, not measured ones"
+            unmeasured.setdefault(run.timing, []).append(text)
         # What is compiled for another machine is tuned on another machine.
         elif run.threads != threads or (run.cpu != here and job.preset.runs_here()):
             foreign.append(f"{log.path} was measured on {run.cpu} with --threads {run.threads}")
@@ -88,8 +105,11 @@ def _warn_of_foreign(logs: Sequence[Log], job: Job, threads: int, out: Output) -
             f"{_first_of(foreign)}; this is {here} with --threads {threads}: other schedules may "
             "be faster here, tune first with python -m mobilenet_tvm.tune --from that log"
         )
-    if unmeasured:
-        out.warn(f"{_first_of(unmeasured)}: they rank schedules, and say nothing of their speed")
+    for timing, texts in unmeasured.items():
+        ranks = (
+            "rank schedules, and say" if timing == "estimated" else "say which schedules run, and"
+        )
+        out.warn(f"{_first_of(texts)}: they {ranks} nothing of their speed")
 
 
 def _first_of(texts: Sequence[str]) -> str:

@@ -141,11 +141,12 @@ def _strategy(
     backend: Backend, stock_strategy: Any, attrs: Any, inputs: Any, out_type: Any, target: Any
 ) -> Any:
     known = re.fullmatch(r"NCHW(\d+c)?", attrs.data_layout) and attrs.kernel_layout[:4] == "OIHW"
-    kind = _kind(backend, attrs, *inputs[:2], target) if known else None
+    data, kernel = inputs[:2]
+    kind = _kind(backend, attrs, data, kernel, target) if known else None
     if kind is not None:
         return _ours(backend.templates[kind])
     plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW" and attrs.groups == 1
-    floats = all(tensor.dtype == "float32" for tensor in inputs[:2])
+    floats = (data.dtype, kernel.dtype) == ("float32", "float32")
     if backend.ordinary is not None and plain and floats and _enabled and backend.matches(target):
         return _only(backend.ordinary, generic.wrap_compute_conv2d(backend.ordinary.compute))
     return stock_strategy(attrs, inputs, out_type, target)
@@ -180,10 +181,8 @@ def _alter_layout(
         template.define_space(config, filters // out_block, *map(int, out_type.shape[2:4]))
         kernel_block *= config["chunks"].val
 
-    data_layout, data_shape = (
-        f"NCHW{in_block}c",
-        (batch, channels // in_block, height, width, in_block),
-    )
+    data_layout = f"NCHW{in_block}c"
+    data_shape: tuple[int, ...] = (batch, channels // in_block, height, width, in_block)
     if kind == "stem":  # reads the image as it comes
         in_block, data_layout, data_shape = channels, "NCHW", (batch, channels, height, width)
     if kind == "depthwise":

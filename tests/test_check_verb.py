@@ -91,6 +91,7 @@ def test_every_option_reaches_the_check(calls, tmp_path):
         "seed": 7,
         "inputs": 2,
         "images": (tmp_path / "a.jpg", tmp_path / "b.png"),
+        "session": None,
     }
 
 

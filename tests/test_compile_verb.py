@@ -141,16 +141,38 @@ def test_a_log_for_another_machine_is_of_another_machine(
     assert capsys.readouterr().err == ""
 
 
-def test_times_that_nobody_measured_are_taken_with_a_warning(tiny, taken, logs, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("timing", "words"),
+    [
+        ("emulated", "they say which schedules run, and nothing of their speed"),
+        ("estimated", "they rank schedules, and say nothing of their speed"),
+    ],
+)
+def test_times_that_nobody_measured_are_taken_with_a_warning(
+    tiny, taken, logs, tmp_path, capsys, timing, words
+):
     log = logs / "somewhere" / "a.autotvm.jsonl"
-    run_file(log, cpu="an emulator", timing="emulated")
+    run_file(log, cpu="an emulator", timing=timing)
     assert tiny(tmp_path, "--logs", log) == 0
     assert taken[0]
     said = capsys.readouterr().err
-    assert said == (
-        f"warning: {log} holds emulated times, not measured ones: they rank schedules, and say "
-        "nothing of their speed\n"
-    )
+    assert said == f"warning: {log} holds {timing} times, not measured ones: {words}\n"
+
+
+@pytest.mark.parametrize("timing", ["emulated", "estimated"])
+def test_beside_measured_times_others_are_left_out(
+    tiny, taken, job, lines, logs, tmp_path, capsys, timing
+):
+    """An emulator's microsecond must not win against a measured one."""
+    measured, other = (logs / "somewhere" / f"{name}.autotvm.jsonl" for name in "ab")
+    run_file(measured)
+    line = json.loads(lines[0])
+    line["result"][0] = [1e-12]
+    other.write_text(json.dumps(line) + "\n")
+    run_file(other, cpu="another", timing=timing)
+    assert tiny(tmp_path, "--logs", logs) == 0
+    assert min(record.cost_s for record in taken[0].values()) > 1e-9
+    assert f"{other}: left out beside logs of measured times" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -131,3 +131,12 @@ def test_a_board_needs_little(tmp_path: Path) -> None:
         "tornado",
     }
     assert not host_only & set(modules.split())
+
+
+def test_a_board_installs_the_versions_that_the_host_has() -> None:
+    repository = Path(__file__).resolve().parents[1]
+    project = (repository / "pyproject.toml").read_text()
+    wanted = (repository / "docs" / "board-requirements.txt").read_text().splitlines()
+    for line in wanted:
+        if not line.startswith("#"):
+            assert f'"{line}"' in project

@@ -128,7 +128,15 @@ def make_measurer(args: argparse.Namespace, job: Job, rpc: RpcDevice | None, out
     if rpc is not None:
         return _boards(args, job, rpc, out)
     if device_options.device_name(args) == ESTIMATE:
-        raise UsageError("--device estimate is not there yet")
+        from mobilenet_tvm.devices.estimate import EstimateMeasurer
+
+        with out.working("getting ready to estimate"):
+            estimate = EstimateMeasurer(job.preset, model_bytes=model_bytes)
+        out.warn(
+            f"--device estimate: what is found ranks schedules for {job.preset.cpu}, and says "
+            "nothing of their speed"
+        )
+        return Device(estimate, estimate.timing, f"{job.preset.cpu} (estimated)")
     return Device(LocalMeasurer(model_bytes, args.threads), "measured", targets.cpu_name())
 
 

@@ -102,11 +102,14 @@ class Boards:
             waited_s = time.monotonic() - max(self._seen_s, since_s)
             key = self.device.key
             if waited_s > self._wait_s:
-                what = "no board" if usable <= 0 else f"none of {known} boards"
+                at = f"at {self.device.host}:{self.device.port} within {self._wait_s:.0f} s"
+                if usable > 0:
+                    raise DeviceError(
+                        f"none of {known} boards with key {key} came free {at}: {why}"
+                    )
                 raise DeviceError(
-                    f"{what} with key {key} came free at {self.device.host}:{self.device.port} "
-                    f"within {self._wait_s:.0f} s" + (f" ({why})" if why else "") + ": start "
-                    "python -m mobilenet_tvm.serve on one and run the same command again to go on"
+                    f"no board with key {key} was there {at}: start python -m mobilenet_tvm.serve "
+                    "on one and run the same command again to go on"
                 )
             if usable <= 0 and not self._waiting:
                 self._waiting = True

@@ -114,6 +114,20 @@ def test_a_new_best_that_is_wrong_is_no_best(
     assert measurer.measure(task, task.candidates[0], DEADLINE_S, best_s=1e-12).failure is None
 
 
+def test_candidates_of_other_layouts_are_each_compared_with_their_own() -> None:
+    """TVM's template for ARM takes its weights laid out as the configuration says."""
+    preset = targets.resolve("rpi4")
+    needs(preset)
+    made = estimate.EstimateMeasurer(preset)
+    task = arm_task(preset)
+    space = task.handle.config_space
+    # The first configurations differ in the block of output channels, and have the least tiles.
+    assert [space.get(i)["tile_co"].size[-1] for i in range(3)] == [1, 2, 4]
+    trials = [made.measure(task, config, DEADLINE_S) for config in range(3)]
+    made.close()
+    assert [trial.message for trial in trials if trial.failure is not None] == []
+
+
 @pytest.mark.parametrize("value", [np.nan, 2.0])
 def test_a_difference_is_named(value: float) -> None:
     expected = np.linspace(-1, 1, 8, dtype=np.float32)

@@ -140,36 +140,42 @@ class Kernel:
         chosen = np.random.default_rng(seed).choice(len(valid), min(count, len(valid)), False)
         return [self.task.config_space.get(valid[i]) for i in chosen]
 
-    def build(self, config: Any) -> Callable[[Array, Array], Array]:
-        """Compile; the result takes and gives plain ``[N, C, H, W]`` arrays."""
-        import tvm
+    def scheduled(self, config: Any) -> tuple[Any, list[Any]]:
+        """The schedule and its ``[image, weights, output]``."""
         from tvm import autotvm
-        from tvm.topi.utils import get_const_tuple
 
         with self.task.target, autotvm.task.ApplyConfig(config):
             schedule, tensors = self.task.func(*self.task.args)
-            by_name = {tensor.op.name: tensor for tensor in tensors[1:]}
-            weights = by_name.pop("kernel")
-            (image,) = by_name.values()
-            arguments = [image, weights, tensors[0]]
-        function = tvm.build(schedule, arguments, target=self.build_target)
-        outer, _, _, _, in_block, out_block = get_const_tuple(weights.shape)
+        by_name = {tensor.op.name: tensor for tensor in tensors[1:]}
+        weights = by_name.pop("kernel")
+        (image,) = by_name.values()
+        return schedule, [image, weights, tensors[0]]
+
+    def packed(self, arguments: list[Any], data: Array, weight: Array) -> tuple[Array, Array]:
+        """Plain arrays as the template reads them."""
+        from tvm.topi.utils import get_const_tuple
+
+        image_shape, weight_shape = (get_const_tuple(tensor.shape) for tensor in arguments[:2])
+        outer, _, _, _, in_block, out_block = weight_shape
+        # "OIHW<in>i<out>o", whatever the template made of it.
+        _, c, y, x = weight.shape
+        blocks = weight.reshape(outer, out_block, c // in_block, in_block, y, x)
+        image = _blocked(data, image_shape[4]) if len(image_shape) == 5 else data
+        return image, np.ascontiguousarray(blocks.transpose(0, 2, 4, 5, 3, 1))
+
+    def build(self, config: Any) -> Callable[[Array, Array], Array]:
+        """Compile; the result takes and gives plain ``[N, C, H, W]`` arrays."""
+        import tvm
+        from tvm.topi.utils import get_const_tuple
+
+        schedule, arguments = self.scheduled(config)
+        with self.build_target:
+            function = tvm.build(schedule, arguments, target=self.build_target)
 
         def run(data: Array, weight: Array) -> Array:
-            # "OIHW<in>i<out>o", whatever the template made of it.
-            _, c, y, x = weight.shape
-            packed = weight.reshape(outer, out_block, c // in_block, in_block, y, x)
-            packed = packed.transpose(0, 2, 4, 5, 3, 1)
-            image_shape = get_const_tuple(image.shape)
-            if len(image_shape) == 5:
-                data = _blocked(data, image_shape[4])
             # NaN where nothing is written shows.
             out = tvm.nd.array(np.full(get_const_tuple(arguments[2].shape), np.nan, np.float32))
-            function(
-                tvm.nd.array(data),
-                tvm.nd.array(np.ascontiguousarray(packed)),
-                out,
-            )
+            function(*map(tvm.nd.array, self.packed(arguments, data, weight)), out)
             return _plain(out.numpy())
 
         return run

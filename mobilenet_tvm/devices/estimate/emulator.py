@@ -80,8 +80,9 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Emulation:
-    """One run of a kernel: its blocks, its traffic, and what it computed."""
+    """One run of a kernel: on what, its blocks, its traffic, and what it computed."""
 
+    arguments: Arguments
     blocks: dict[BlockKey, Block]
     traffic: Traffic
     result: np.ndarray[Any, np.dtype[np.float32]]
@@ -162,7 +163,8 @@ class Emulator:
                 raise EmulationError(_reason(done))
             blocks, traffic = parse_counts(Path(counts.name).read_text())
         shape = arguments.shapes[arguments.result]
-        return Emulation(blocks, traffic, np.frombuffer(done.stdout, np.float32).reshape(shape))
+        result = np.frombuffer(done.stdout, np.float32).reshape(shape)
+        return Emulation(arguments, blocks, traffic, result)
 
 
 def _standard_input(arguments: Arguments, model_bytes: int) -> bytes:

@@ -94,6 +94,11 @@ class EstimateMeasurer:
         # Of the task that was checked last: its trials come in a row.
         self._expected: tuple[object, Any] = (None, None)
 
+    @property
+    def cpu(self) -> str:
+        """What the times are of, for run files: ``cortex-a72 (estimated)``."""
+        return f"{self._core.mcpu} (estimated)"
+
     def measure(
         self, task: Task, config: Config, deadline_s: float, best_s: float = float("inf")
     ) -> Trial:
@@ -164,7 +169,8 @@ class EstimateMeasurer:
         """Fail where the candidate computes something else than its task."""
         if candidate.searcher == "ansor":  # its weights are laid out anew in the model
             _, emulation = self._emulate(build_to_check, candidate, task, end)
-        of = (task.key, emulation.result.shape)
+        # The arguments' layout, and with it their random data, may follow the configuration.
+        of = (task.key, emulation.arguments)
         if self._expected[0] != of:
             limit_s = _left_s(end, CHECK_TIMEOUT_S)
             try:
