@@ -85,6 +85,11 @@ def open_remote(session: BoardSession, artifact: Path) -> tuple[Any, Manifest]:
             f"{artifact} is an archive of objects, to be linked on its own machine: boards run "
             "shared libraries"
         )
+    if artifact.suffix == ".a":
+        raise UsageError(
+            f"{artifact} is a static library, which no TVM runtime loads: check and run it without "
+            "a board, under qemu-user where it must be"
+        )
     info = session.info()
     if info is not None:  # a stock server says nothing of its machine
         verify_board(artifact, manifest, info, session.board)

@@ -16,7 +16,7 @@ from mobilenet_tvm.build.link import LinkError, check_objects, llvm_tool
 from mobilenet_tvm.build.manifest import Manifest, Preprocessing, TensorSpec, read_manifest
 from mobilenet_tvm.build.static import c_name, c_type, parse_c_name, zig_target
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.runtime import ForeignArtifactError, load
+from mobilenet_tvm.runtime import ForeignArtifactError, load, load_remote
 from mobilenet_tvm.runtime.static import emulator, why_not
 from mobilenet_tvm.runtime.steps import open_steps
 from tests.build.conftest import Network
@@ -235,7 +235,7 @@ def test_the_header_is_c99_and_cpp(
         "int use(const float *a, float *b) { return net_run(a, b, b + 1); }\n"
     )
     toolchain.zig(
-        *("cc", f"-std={standard}", "-Wall", "-Wextra", "-pedantic", "-Werror"),
+        *("cc", "-O1", f"-std={standard}", "-Wall", "-Wextra", "-pedantic", "-Werror"),
         *(f"-I{two[0].parent}", "-c", "-o", str(tmp_path / "x.o"), str(source)),
     )
     assert "image.0 [3, 3, 10, 10] float32" in two[0].with_name("net.h").read_text()
@@ -329,6 +329,12 @@ def test_what_a_static_library_cannot_do_is_one_line(two: tuple[Path, Manifest])
         module.timer()
     with pytest.raises(UsageError, match=r"kernels cannot be looked at one by one: compile a .so"):
         open_steps(two[0])
+
+
+def test_no_board_is_asked_to_load_it(two: tuple[Path, Manifest]) -> None:
+    no_session: Any = None
+    with pytest.raises(UsageError, match="a static library, which no TVM runtime loads"):
+        load_remote(no_session, two[0])
 
 
 def test_a_program_that_dies_is_one_line(two: tuple[Path, Manifest]) -> None:
