@@ -27,7 +27,7 @@ from mobilenet_tvm.cli.boards import (
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.search import TUNERS, add_search_options, search
-from mobilenet_tvm.records import choose_records
+from mobilenet_tvm.records import CLEARLY, CLEARLY_ESTIMATED, choose_records
 from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
 
 
@@ -72,10 +72,10 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             "timing": device.timing,
             "cpu": device.cpu,
         }
+        clearly = CLEARLY_ESTIMATED if device.timing == "estimated" else CLEARLY
+        best = choose_records(job.all_tasks, records, clearly=clearly)
         try:
-            manifest, _, payload = artifact.compile_and_check(
-                job, choose_records((*job.tasks, *job.ansor_tasks), records), args, out
-            )
+            manifest, _, payload = artifact.compile_and_check(job, best, args, out)
         except VerbFailedError as error:
             error.payload |= searched
             raise

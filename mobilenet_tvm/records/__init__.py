@@ -1,6 +1,11 @@
 """TVM's own record lines: the tasks of a model, the log, the best record of each task."""
 
-from mobilenet_tvm.records.choose import CLEARLY, best_records, choose_records
+from mobilenet_tvm.records.choose import (
+    CLEARLY,
+    CLEARLY_ESTIMATED,
+    best_records,
+    choose_records,
+)
 from mobilenet_tvm.records.lines import Record, parse_line
 from mobilenet_tvm.records.log import RecordLog, read_log
 from mobilenet_tvm.records.runfile import RunInfo, read_run, run_path, write_run
@@ -9,6 +14,7 @@ from mobilenet_tvm.records.workloads import register_workloads, workloads_path, 
 
 __all__ = [
     "CLEARLY",
+    "CLEARLY_ESTIMATED",
     "Config",
     "Record",
     "RecordLog",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilenet_tvm.records import Record, Task, choose_records
-from mobilenet_tvm.records.choose import CLEARLY
+from mobilenet_tvm.records.choose import CLEARLY, CLEARLY_ESTIMATED
 
 
 def record(task: Task, config: int | None, cost_s: float | None, **changes: str) -> Record:
@@ -27,6 +27,14 @@ def test_the_default_stays_where_nothing_is_clearly_faster(tiny_tasks: tuple[Tas
     task = tiny_tasks[1]
     records = [record(task, other_than(task), 1.0), record(task, task.default, CLEARLY * 0.999)]
     assert choose_records([task], records)[task.key].config == task.default
+
+
+def test_an_estimate_must_be_clearer_to_replace_the_default(tiny_tasks: tuple[Task, ...]) -> None:
+    task = tiny_tasks[1]
+    records = [record(task, other_than(task), 1.0), record(task, task.default, CLEARLY * 1.01)]
+    assert choose_records([task], records)[task.key].config != task.default
+    chosen = choose_records([task], records, clearly=CLEARLY_ESTIMATED)
+    assert chosen[task.key].config == task.default
 
 
 def test_a_failed_default_never_wins(tiny_tasks: tuple[Task, ...]) -> None:

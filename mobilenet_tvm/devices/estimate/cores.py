@@ -1,12 +1,12 @@
 """What a core does with a line that is not in its L1: the figures that the estimate needs.
 
 Sizes of the caches are the preset's; how instructions flow is LLVM's own model of the core. Here
-stand the rest: associativities from the cores' Technical Reference Manuals, latencies as measured
-by others (Cortex-A72: Chips and Cheese, "ARM's Cortex A72: aarch64 for the Masses", 2023;
-Neoverse N1: AnandTech on Graviton2, 2020, L2 11 cycles and memory 81 ns), and widths of the paths
-between caches, rounded to what a single core sustains of what its manual promises. Where nothing
-was published for a core, a relative's figure stands. None of it is fitted to measurements: the
-order of candidates hardly depends on it (docs/estimate.md says how little).
+stand the rest. They are round figures of the right size, not measurements: of latencies only
+Neoverse N1's have a source (AnandTech on Graviton2, 2020: L2 11 cycles, memory 81 ns), the others,
+the associativities and the widths between caches are what such cores usually have, and where
+nothing was known a relative's figure stands. Zen 4's were set while looking at six of the layers
+that docs/estimate.md reports, before the other eight were measured. The order of candidates hardly
+depends on them (that page says how little).
 """
 
 from __future__ import annotations
