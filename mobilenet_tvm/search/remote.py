@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mobilenet_tvm import targets, toolchain
 from mobilenet_tvm.errors import DeviceError
@@ -31,6 +31,7 @@ from mobilenet_tvm.records import CLEARLY, Config, Task
 from mobilenet_tvm.search import board
 from mobilenet_tvm.search.board import Lost, NoBoard, Opened, Sent
 from mobilenet_tvm.search.candidates import Candidate, describe
+from mobilenet_tvm.search.children import Child, Pool
 from mobilenet_tvm.search.fleet import Boards
 from mobilenet_tvm.search.measure import TOLERANCE, Request, difference, first_line, wrong
 from mobilenet_tvm.search.trial import Failure, Trial
@@ -55,19 +56,6 @@ IDLE_LOSSES = 5
 # Trials that are under way at once for each board: one runs, one is built meanwhile.
 PER_BOARD = 2
 MOST_AT_ONCE = 16
-
-
-class Child(Protocol):
-    """A ``toolchain.Worker``, or what stands for one in tests."""
-
-    def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
-        """See ``toolchain.Worker``."""
-
-    def abort(self) -> None:
-        """See ``toolchain.Worker``."""
-
-    def close(self) -> None:
-        """See ``toolchain.Worker``."""
 
 
 class RemoteMeasurer:
@@ -100,8 +88,8 @@ class RemoteMeasurer:
         self._threads = threads
         self._linker = None if linker is None else tuple(linker)
         self._boards = Boards(device, cpu=cpu, wait_s=wait_s, notice=notice)
-        self._builders = _Pool(make_worker, targets.physical_cores)
-        self._talkers = _Pool(make_worker, self._boards.count)
+        self._builders = Pool(make_worker, targets.physical_cores)
+        self._talkers = Pool(make_worker, self._boards.count)
         self._jobs = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="trial")
         self._folder = Path(tempfile.mkdtemp(prefix="mobilenet_tvm-"))
         self._number = itertools.count()
@@ -381,57 +369,6 @@ def _link_error() -> type[DeviceError]:
     from mobilenet_tvm.build.link import LinkError
 
     return LinkError
-
-
-class _Pool:
-    """Children that are lent out one at a time, at most ``most()`` of them at once."""
-
-    def __init__(self, make: Callable[[], Child], most: Callable[[], int]) -> None:
-        self._make, self._most = make, most
-        self._free: list[Child] = []
-        self._lent: list[Child] = []
-        self._parked: list[tuple[float, Child]] = []
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def one(self, check: Callable[[], None]) -> Iterator[Child]:
-        """Lend a child; ``check`` raises where nobody should wait any more."""
-        with self._changed:
-            while len(self._lent) >= max(self._most(), 1):
-                check()
-                self._changed.wait(0.5)
-            now_s = time.monotonic()
-            self._free += [child for until_s, child in self._parked if until_s <= now_s]
-            self._parked = [entry for entry in self._parked if entry[0] > now_s]
-            child = self._free.pop() if self._free else self._make()
-            self._lent.append(child)
-        try:
-            yield child
-        finally:
-            with self._changed:
-                self._lent.remove(child)
-                if all(child is not parked for _, parked in self._parked):
-                    self._free.append(child)
-                self._changed.notify()
-
-    def park(self, child: Child, seconds: float) -> None:
-        """Leave a child that is lent as it is for so long when it comes back."""
-        with self._changed:
-            self._parked.append((time.monotonic() + seconds, child))
-
-    def abort(self) -> None:
-        """Kill those that are lent: what they were called for fails at once."""
-        with self._changed:
-            for child in self._lent:
-                child.abort()
-
-    def close(self) -> None:
-        """Kill all."""
-        with self._changed:
-            for child in (*self._free, *(child for _, child in self._parked)):
-                child.close()
-            self._free.clear()
-            self._parked.clear()
 
 
 class _FailedError(Exception):
