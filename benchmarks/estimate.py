@@ -6,7 +6,7 @@ For each of fourteen layers, `--configs` configurations drawn from our templates
 them where there are fewer) are compiled for the preset x86-avx2, timed here as tuning does, and
 estimated by `devices/estimate`, which knows nothing of the times. All configurations of a layer
 take turns in every round, in another order each time, so that what else this machine does hits
-all of them alike; the figure of one is the lower quartile over the rounds. Takes about five
+all of them alike; the figure of one is the lower quartile over the rounds. Takes about six
 minutes. Writes its section of RESULTS.md; `--json` prints all figures and writes nothing.
 """
 

@@ -155,7 +155,7 @@ def search(
             _warn_of_noise(args.threads, out)
             peak_flops = _peak_flops(job, args.threads, tasks, logs.values())
         progress = (RichProgress if out.console.is_terminal else PlainProgress)(
-            out.console, timed=device.timing != "emulated"
+            out.console, timed=device.timing == "measured"
         )
         try:
             with progress:

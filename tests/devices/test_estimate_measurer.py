@@ -17,7 +17,9 @@ from mobilenet_tvm.devices.estimate import measurer as module
 from mobilenet_tvm.devices.estimate import native
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.records import Task, extract_tasks
+from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
 from mobilenet_tvm.search import Trial
+from mobilenet_tvm.search.ansor import AnsorSearcher, CostModel
 from mobilenet_tvm.search.trial import Failure
 
 X86 = targets.resolve("x86-avx2")
@@ -126,6 +128,20 @@ def test_candidates_of_other_layouts_are_each_compared_with_their_own() -> None:
     trials = [made.measure(task, config, DEADLINE_S) for config in range(3)]
     made.close()
     assert [trial.message for trial in trials if trial.failure is not None] == []
+
+
+def test_ansors_candidates_are_estimated_and_compared(measurer: estimate.EstimateMeasurer) -> None:
+    proto = zoo.build("mobilenet_v1", alpha=0.25, resolution=32, classes=10)
+    relay = frontend.to_relay(frontend.clean(frontend.from_proto(proto, "tiny")))
+    task = next(t for t in extract_ansor_tasks(relay.module, X86) if "pointwise" in t.label)
+    searcher = AnsorSearcher(task, trials=3, seed=0, model=CostModel(seed=0, cores=1))
+    for _ in range(3):
+        config = searcher.next()
+        assert config is not None
+        trial = measurer.measure(task, config, DEADLINE_S)
+        assert trial.failure is None, trial.message
+        assert 0 < trial.cost_s < 1
+        searcher.tell(trial)
 
 
 @pytest.mark.parametrize("value", [np.nan, 2.0])

@@ -21,8 +21,9 @@ from mobilenet_tvm.devices.estimate.cores import LINE_BYTES, Core
 from mobilenet_tvm.devices.estimate.emulator import Emulation, Traffic
 from mobilenet_tvm.devices.estimate.traces import traces
 
-# Between the roofline's 0 (all hidden) and 1 (nothing is). On Zen 4, anything from 0.2 to 1 chooses
-# equally well; 0, the pure roofline, does not see what candidates differ in.
+# Between the roofline's 0 (all is hidden) and 1 (nothing is). On Zen 4, anything from 0.1 to 1
+# chooses about equally well (benchmarks/estimate.py); the pure roofline does not see what
+# candidates differ in.
 SEEN = 0.25
 
 

@@ -19,8 +19,10 @@ from mobilenet_tvm.devices.estimate.native import harness, plugin, qemu_of
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.targets import Preset
 
-_MAGIC = 0x45564D54  # harness.c
-_MAX_DIMENSIONS = 8
+# As harness.c has them. Ansor lays weights out in a dozen dimensions.
+_MAGIC = 0x45564D54
+_MAX_DIMENSIONS = 16
+_MAX_ARRAYS = 16
 _LINKERS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 
 
@@ -169,10 +171,16 @@ class Emulator:
 
 def _standard_input(arguments: Arguments, model_bytes: int) -> bytes:
     """What harness.c reads."""
+    dimensions = max(len(shape) for shape in arguments.shapes)
+    if dimensions > _MAX_DIMENSIONS or len(arguments.shapes) > _MAX_ARRAYS:
+        raise EmulationError(
+            f"{len(arguments.shapes)} arrays of up to {dimensions} dimensions are more than the "
+            f"emulated program takes ({_MAX_ARRAYS} of {_MAX_DIMENSIONS})"
+        )
     head = struct.pack("<3q", _MAGIC, model_bytes, len(arguments.shapes))
     for index, shape in enumerate(arguments.shapes):
         padded = (*shape, *[0] * (_MAX_DIMENSIONS - len(shape)))
-        head += struct.pack("<10q", arguments._role(index), len(shape), *padded)
+        head += struct.pack(f"<{2 + _MAX_DIMENSIONS}q", arguments._role(index), len(shape), *padded)
     return head + b"".join(data.tobytes() for data in arguments.random())
 
 

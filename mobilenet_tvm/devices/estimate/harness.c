@@ -5,7 +5,7 @@
  * own: what is in .text is the kernel's.
  *
  * Standard input, all numbers 64-bit: magic, bytes of the model's weights, number of arrays; for
- * each array its role (0 input, 1 weights, 2 result), its number of dimensions, eight dimensions;
+ * each array its role (0 input, 1 weights, 2 result), its number of dimensions, sixteen dimensions;
  * then the float32 data of all arrays. The result's data is written to standard output.
  *
  * Before the call the caches are put into the state that they have in the model, as
@@ -17,7 +17,7 @@ typedef long long i64;
 typedef unsigned long long u64;
 typedef __SIZE_TYPE__ size;
 
-enum { INPUT, WEIGHTS, RESULT, MAX_ARRAYS = 16, MAX_DIMENSIONS = 8, LINE = 64 };
+enum { INPUT, WEIGHTS, RESULT, MAX_ARRAYS = 16, MAX_DIMENSIONS = 16, LINE = 64 };
 enum { MAGIC = 0x45564d54, ARRAY_HANDLE = 7, CPU = 1, FLOAT = 2 };
 
 /* DLPack's DLTensor and TVM's TVMParallelGroupEnv, in the layout of their public interfaces. */
