@@ -108,9 +108,9 @@ def test_stands_beside_its_log_and_grows(log: Path) -> None:
     [
         b"",
         b"hello",
-        gzip.compress(b"{}"),
-        gzip.compress(b"[" * 100_000),
-        gzip.compress(b'{"format_version": 1, "workloads": {"k": 1}}'),
+        gzip.compress(b"{}", mtime=0),
+        gzip.compress(b"[" * 100_000, mtime=0),
+        gzip.compress(b'{"format_version": 1, "workloads": {"k": 1}}', mtime=0),
         workloads_bytes({"k": "no JSON of TVM"}),
         workloads_bytes({"k": "{}"}),
         workloads_bytes({"k": "x"})[:-9],
@@ -132,7 +132,9 @@ def test_damaged_one_is_written_anew(log: Path) -> None:
 
 
 def test_later_format_and_unreadable_one_are_refused(log: Path) -> None:
-    workloads_path(log).write_bytes(gzip.compress(b'{"format_version": 2, "workloads": {}}'))
+    workloads_path(log).write_bytes(
+        gzip.compress(b'{"format_version": 2, "workloads": {}}', mtime=0)
+    )
     with pytest.raises(UsageError, match="has format 2, this version reads 1"):
         register_workloads(log)
     workloads_path(log).unlink()
