@@ -37,6 +37,7 @@ from mobilenet_tvm.toolchain import TVM_VERSION
 FIRST_PORT: Final = 9091
 LAST_PORT: Final = 9199
 
+_RUNTIME_ONLY: Final = "TVM_USE_RUNTIME_LIB"
 _WAIT_S: Final = 0.5
 _HANDSHAKE_S: Final = 5.0
 _LONGEST_KEY: Final = 4096
@@ -82,7 +83,9 @@ def import_runtime() -> None:
     Raises:
         DeviceError: it cannot be loaded, or is of another version.
     """
-    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+    # For this import alone: a process that is started from here may want the compiler.
+    chosen = os.environ.get(_RUNTIME_ONLY)
+    os.environ[_RUNTIME_ONLY] = chosen or "1"
     # A process that is forked must have one thread, and numpy's BLAS starts some.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     said = io.StringIO()  # "Loading runtime library ..."
@@ -95,6 +98,9 @@ def import_runtime() -> None:
             f"TVM cannot be loaded here ({last_line(error)}): install the wheel that "
             "pyproject.toml pins, of this machine's kind"
         ) from None
+    finally:
+        if chosen is None:
+            del os.environ[_RUNTIME_ONLY]
     if tvm.__version__ != TVM_VERSION:
         raise DeviceError(
             f"tvm is {tvm.__version__} here, not {TVM_VERSION}: artifacts are built for that one"

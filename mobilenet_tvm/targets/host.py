@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -38,20 +39,20 @@ def _proc_flags() -> frozenset[str]:
 def cpu_name() -> str:
     """Model name of this CPU with archspec's microarchitecture: ``AMD EPYC (zen4)``.
 
-    Of an ARM CPU, which has no name, the board's: ``Raspberry Pi 4 Model B (cortex_a72)``.
+    Of an ARM board its own, where it has one: ``Raspberry Pi 4 Model B (cortex_a72)``.
     """
-    model = platform.processor() or platform.machine()
-    try:
-        if is_arm():
+    name = archspec.cpu.host().name
+    if is_arm():
+        with contextlib.suppress(OSError):
             model = Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ")
-            return f"{model} ({archspec.cpu.host().name})"
+            return f"{model} ({name})"
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
                 break
-    except OSError:
-        pass
-    return f"{model} ({archspec.cpu.host().name})"
+    return f"{model} ({name})"
 
 
 def missing_features(needed: Iterable[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def _compiled(folder: Path, preset: str) -> Path:
 
 def test_a_board_with_the_cpu_that_was_asked_for(boards: RpcDevice) -> None:
     assert boards.timing == "emulated"
+    deadline = time.monotonic() + 10  # what listens may not yet be in the tracker's list
+    while boards.boards() == 0 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert boards.boards() == 1
     with open_session(boards) as session:
         info = session.info()

@@ -256,9 +256,10 @@ def test_a_stranger_gets_no_session(shared_board: Board, bad_library: Path, said
     before = len(server.lines)
     with socket.create_connection(server.address, 10) as stranger:
         stranger.sendall(said)
-        stranger.shutdown(socket.SHUT_WR)
         answer = b""
-        with contextlib.suppress(ConnectionResetError):  # not all that it said was read
+        # It may be sent away before it has said all.
+        with contextlib.suppress(OSError):
+            stranger.shutdown(socket.SHUT_WR)
             while part := stranger.recv(100):
                 answer += part
     assert answer in (b"", struct.pack("<i", 0xFF273))  # "I have another key"
