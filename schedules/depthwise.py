@@ -107,3 +107,29 @@ def compute(
         tag=tag,
     )
     return unpacked(out, tag) if unpack else out
+
+
+def schedule_tiles(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> None:
+    """A register tile of ``rows`` x ``columns`` outputs of one channel block, all unrolled.
+
+    ``taps_outer`` is the order of the sums' loops. See ``template.schedule_template``.
+    """
+    n, c, h, w, i = schedule[out].op.axis
+    h_outer, h_inner = schedule[out].split(h, cfg["rows"].val)
+    w_outer, w_inner = schedule[out].split(w, cfg["columns"].val)
+    schedule[out].reorder(n, c, h_outer, w_outer, h_inner, w_inner, i)
+    schedule[out].parallel(schedule[out].fuse(n, c, h_outer))
+    schedule[out].unroll(h_inner)
+    schedule[out].unroll(w_inner)
+    schedule[out].vectorize(i)
+
+    schedule[sums].compute_at(schedule[out], w_outer)
+    _, c, h, w, i = schedule[sums].op.axis
+    tap_y, tap_x = schedule[sums].op.reduce_axis
+    if cfg["taps_outer"].val:
+        schedule[sums].reorder(c, tap_y, tap_x, h, w, i)
+    else:
+        schedule[sums].reorder(c, h, w, tap_y, tap_x, i)
+    for axis in (tap_y, tap_x, h, w):
+        schedule[sums].unroll(axis)
+    schedule[sums].vectorize(i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import autotvm, te
+from tvm import autotvm, te, tir
 
 from mobilenet_tvm.schedules.layout import shape_of
 from mobilenet_tvm.schedules.template import unpacked
@@ -94,3 +94,28 @@ def compute(
         tag=tag,
     )
     return unpacked(out, tag) if unpack else out
+
+
+def tile(cfg: Any, stage: te.schedule.Stage) -> tir.IterVar:
+    """Tile the output's stage by the knobs ``chunks`` x ``rows`` x ``columns``.
+
+    ``band`` rows of tiles are one unit of parallel work; ``pixels_outer`` puts the channels within
+    it. Returns the axis at which a tile's sums are computed.
+    """
+    chunks, rows, columns = (cfg[knob].val for knob in ("chunks", "rows", "columns"))
+    n, k, h, w, o = stage.op.axis
+    k_outer, k_inner = stage.split(k, chunks)
+    band, h = stage.split(h, rows * cfg["band"].val)
+    h_outer, h_inner = stage.split(h, rows)
+    w_outer, w_inner = stage.split(w, columns)
+    inner = (h_outer, w_outer, k_inner, h_inner, w_inner, o)
+    if cfg["pixels_outer"].val:
+        stage.reorder(n, band, k_outer, *inner)
+        stage.parallel(stage.fuse(n, band))
+    else:
+        stage.reorder(n, k_outer, band, *inner)
+        stage.parallel(stage.fuse(n, k_outer, band))
+    for axis in (k_inner, h_inner, w_inner):
+        stage.unroll(axis)
+    stage.vectorize(o)
+    return w_outer

@@ -74,28 +74,4 @@ def _define_space(cfg: Any, height: int, width: int, _taps: int, _stride: int) -
 @autotvm.register_topi_schedule(TASK)
 def schedule_depthwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
     """Schedule a depthwise convolution and the elementwise operators fused behind it."""
-    return schedule_template(outs, TAG, functools.partial(_schedule, cfg))
-
-
-def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> None:
-    rows, columns = cfg["rows"].val, cfg["columns"].val
-
-    n, c, h, w, i = schedule[out].op.axis
-    h_outer, h_inner = schedule[out].split(h, rows)
-    w_outer, w_inner = schedule[out].split(w, columns)
-    schedule[out].reorder(n, c, h_outer, w_outer, h_inner, w_inner, i)
-    schedule[out].parallel(schedule[out].fuse(n, c, h_outer))
-    schedule[out].unroll(h_inner)
-    schedule[out].unroll(w_inner)
-    schedule[out].vectorize(i)
-
-    schedule[sums].compute_at(schedule[out], w_outer)
-    _, c, h, w, i = schedule[sums].op.axis
-    tap_y, tap_x = schedule[sums].op.reduce_axis
-    if cfg["taps_outer"].val:
-        schedule[sums].reorder(c, tap_y, tap_x, h, w, i)
-    else:
-        schedule[sums].reorder(c, h, w, tap_y, tap_x, i)
-    for axis in (tap_y, tap_x, h, w):
-        schedule[sums].unroll(axis)
-    schedule[sums].vectorize(i)
+    return schedule_template(outs, TAG, functools.partial(shared.schedule_tiles, cfg))

@@ -108,27 +108,9 @@ def schedule_pointwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
 
 
 def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> None:
-    chunks, rows, columns = (cfg[knob].val for knob in ("chunks", "rows", "columns"))
     in_block = shape_of(sums.op.input_tensors[0])[-1]
 
-    stage = schedule[out]
-    n, k, h, w, o = stage.op.axis
-    k_outer, k_inner = stage.split(k, chunks)
-    band, h = stage.split(h, rows * cfg["band"].val)
-    h_outer, h_inner = stage.split(h, rows)
-    w_outer, w_inner = stage.split(w, columns)
-    inner = (h_outer, w_outer, k_inner, h_inner, w_inner, o)
-    if cfg["pixels_outer"].val:
-        stage.reorder(n, band, k_outer, *inner)
-        stage.parallel(stage.fuse(n, band))
-    else:
-        stage.reorder(n, k_outer, band, *inner)
-        stage.parallel(stage.fuse(n, k_outer, band))
-    for axis in (k_inner, h_inner, w_inner):
-        stage.unroll(axis)
-    stage.vectorize(o)
-
-    schedule[sums].compute_at(stage, w_outer)
+    schedule[sums].compute_at(schedule[out], shared.tile(cfg, schedule[out]))
     _, k, h, w, o = schedule[sums].op.axis
     (channel,) = schedule[sums].op.reduce_axis
     channel_outer, channel_inner = schedule[sums].split(channel, in_block)
