@@ -14,14 +14,31 @@ from mobilenet_tvm.targets import Preset
 
 Array = npt.NDArray[Any]
 
-_AARCH64 = "llvm -keys=arm_cpu,cpu -device=arm_cpu -mtriple=aarch64-linux-gnu -mcpu="
 # One core that issues out of order, one that does not, and a 32-bit one.
-ARM_TARGETS = {
-    "cortex-a72": f"{_AARCH64}cortex-a72",
-    "cortex-a53": f"{_AARCH64}cortex-a53",
-    "armv7": "llvm -keys=arm_cpu,cpu -device=arm_cpu -mtriple=armv7l-linux-gnueabihf "
-    "-mattr=+neon -mfloat-abi=hard",
-}
+ARM_TARGETS = {name: targets.resolve(name).target for name in ("rpi4", "rpi3", "armv7")}
+
+# Relative to max |reference|: float32 sums of at most a few dozen products.
+TOLERANCE = 2e-6
+
+
+def arrays(*shapes: tuple[int, ...], seed: int = 0) -> list[Any]:
+    random = np.random.default_rng(seed)
+    return [random.uniform(-1, 1, shape).astype(np.float32) for shape in shapes]
+
+
+def check(
+    made: Any, configs: list[Any], reference: Callable[..., Any], shapes: Any, *how: Any
+) -> None:
+    """Every configuration of ``made`` agrees with ``reference`` on seeded data."""
+    data, weight = arrays(*shapes)
+    expected = reference(data, weight, *how)
+    # What can cancel out counts: the sums of the products' absolute values.
+    scale = reference(np.abs(data), np.abs(weight), *how).max()
+    for config in configs:
+        found = made.build(config)(data, weight)
+        assert found.shape == expected.shape, str(config)
+        error = np.abs(found - expected).max() / scale
+        assert error <= TOLERANCE, f"{config}: relative error {error:.2g}"  # NaN fails it too
 
 
 @pytest.fixture(params=("x86-avx512", "x86-avx2", "x86-sse42"))

@@ -13,9 +13,10 @@ import pytest
 from mobilenet_tvm import targets, toolchain
 from mobilenet_tvm.devices import qemu
 
+from .conftest import TOLERANCE
+
 pytestmark = pytest.mark.slow
 
-TOLERANCE = 2e-6  # as in test_schedule_numerics
 
 # One emulated process runs all kernels: it takes seconds to start.
 RUN_ALL = """

@@ -1,7 +1,7 @@
 """Our ARM templates compute what the definition says: their schedules, built for this machine.
 
 A TE schedule knows no instruction set, so what is checked here is all but LLVM's ARM back end;
-``test_arm_instructions`` looks at that, and ``test_arm_emulated`` runs it.
+``test_arm_emulated`` runs what that makes.
 """
 
 from __future__ import annotations
@@ -9,29 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
-from .conftest import ARM_TARGETS
+from .conftest import ARM_TARGETS, check
 
-TOLERANCE = 2e-6  # as in test_schedule_numerics
 ARM = pytest.mark.parametrize("target", ARM_TARGETS.values(), ids=list(ARM_TARGETS))
-
-
-def check(
-    made: Any, configs: list[Any], reference: Callable[..., Any], shapes: Any, *how: Any
-) -> None:
-    """Every configuration of ``made`` agrees with ``reference`` on seeded data."""
-    random = np.random.default_rng(0)
-    data, weight = (random.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)
-    expected = reference(data, weight, *how)
-    # What can cancel out counts: the sums of the products' absolute values.
-    scale = reference(np.abs(data), np.abs(weight), *how).max()
-    for config in configs:
-        found = made.build(config)(data, weight)
-        assert found.shape == expected.shape, str(config)
-        error = np.abs(found - expected).max() / scale
-        assert error <= TOLERANCE, f"{config}: relative error {error:.2g}"  # NaN fails it too
 
 
 @ARM

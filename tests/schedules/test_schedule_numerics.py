@@ -13,29 +13,7 @@ from hypothesis import strategies as st
 from mobilenet_tvm import targets
 from mobilenet_tvm.targets import Preset
 
-# Relative to max |reference|: float32 sums of at most a few dozen products.
-TOLERANCE = 2e-6
-
-
-def arrays(*shapes: tuple[int, ...], seed: int = 0) -> list[Any]:
-    random = np.random.default_rng(seed)
-    return [random.uniform(-1, 1, shape).astype(np.float32) for shape in shapes]
-
-
-def check(
-    made: Any, configs: list[Any], reference: Callable[..., Any], shapes: Any, *how: Any
-) -> None:
-    """Every configuration of ``made`` agrees with ``reference`` on seeded data."""
-    data, weight = arrays(*shapes)
-    expected = reference(data, weight, *how)
-    # What can cancel out counts: the sums of the products' absolute values.
-    scale = reference(np.abs(data), np.abs(weight), *how).max()
-    for config in configs:
-        found = made.build(config)(data, weight)
-        assert found.shape == expected.shape, str(config)
-        error = np.abs(found - expected).max() / scale
-        assert error <= TOLERANCE, f"{config}: relative error {error:.2g}"  # NaN fails it too
-
+from .conftest import arrays, check
 
 GEOMETRIES = [
     (kernel, stride, padding)
