@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilenet_tvm import toolchain
+from mobilenet_tvm import cuda, toolchain
 from mobilenet_tvm.build.aot import lower
 from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError, autotvm_records
 from mobilenet_tvm.build.folding import optimized
@@ -98,11 +98,14 @@ def compile_model(
             cannot be written.
     """
     toolchain.activate()
+    if preset.gpu is not None:
+        cuda.activate()
     import tvm
     from tvm import autotvm, relay
 
     import mobilenet_tvm.schedules
 
+    target = preset.tvm_target()
     best = best or {}
     ansor = bool(plan is not None and plan.positions)
     planned = plan_tasks(model.module, tasks, plan)
@@ -128,7 +131,7 @@ def compile_model(
         off = list(toolchain.DISABLED_PASSES)
         with autotvm_context, ansor_context:
             with tvm.transform.PassContext(opt_level=3, config=config, disabled_pass=off):
-                module, done = optimized(module, preset.target, model.params)
+                module, done = optimized(module, target, model.params)
             with tvm.transform.PassContext(
                 opt_level=3,
                 config=config,
@@ -136,7 +139,7 @@ def compile_model(
                 instruments=[fused.instrument],
             ):
                 if c_prefix is None:
-                    library = relay.build(module, target=preset.target, mod_name="default")
+                    library = relay.build(module, target=target, mod_name="default")
                 else:
                     lowered = lower(module, preset.target, c_prefix)
     except Exception as error:

@@ -20,7 +20,7 @@ from mobilenet_tvm import toolchain
 Array = NDArray[Any]
 
 
-def optimized(module: Any, target: str, params: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def optimized(module: Any, target: Any, params: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """``module`` behind TVM's own list of target-dependent passes, and their names.
 
     ``relay.build`` of the result gives the very same library as of ``module``. Its pass context
@@ -28,7 +28,7 @@ def optimized(module: Any, target: str, params: Mapping[str, Any]) -> tuple[Any,
 
     Args:
         module: ``IRModule`` with nothing but ``main``.
-        target: TVM's target string.
+        target: ``tvm.target.Target``, or the text of one.
         params: values of parameters of ``main``.
     """
     toolchain.activate()
@@ -45,7 +45,7 @@ def optimized(module: Any, target: str, params: Mapping[str, Any]) -> tuple[Any,
 
 
 @functools.lru_cache(maxsize=1)
-def _before_layouts(module: Any, target: str, disabled: frozenset[str]) -> tuple[Any, list[str]]:
+def _before_layouts(module: Any, target: Any, disabled: frozenset[str]) -> tuple[Any, list[str]]:
     """The passes in which no record has a say yet: the next build of this module shares them.
 
     ``disabled`` are the passes that the context leaves out.
@@ -62,7 +62,7 @@ def _passes() -> tuple[list[Any], list[Any]]:
     return passes[:first], passes[first:]
 
 
-def _run(passes: Iterable[Any], module: Any, target: str) -> tuple[Any, list[str]]:
+def _run(passes: Iterable[Any], module: Any, target: Any) -> tuple[Any, list[str]]:
     """``module`` behind some of the passes, and their names."""
     import tvm
 

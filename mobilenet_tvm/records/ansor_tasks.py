@@ -29,7 +29,6 @@ def extract_ansor_tasks(module: Any, preset: Preset, *, threads: int = 1) -> tup
         threads: that the module will run on; Ansor's sketches have as many parallel parts.
     """
     toolchain.activate()
-    import tvm
     from tvm import auto_scheduler
 
     hardware = auto_scheduler.HardwareParams(
@@ -43,7 +42,7 @@ def extract_ansor_tasks(module: Any, preset: Preset, *, threads: int = 1) -> tup
         max_vthread_extent=0,
         warp_size=0,
     )
-    target = tvm.target.Target(preset.target)
+    target = preset.tvm_target()
     rewrite = auto_scheduler.LayoutRewriteOption.get_target_default(target, True)
     return tuple(
         _task(

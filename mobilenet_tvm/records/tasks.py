@@ -78,7 +78,7 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
     from mobilenet_tvm.schedules.stock import is_sound, keeps_layout
 
     mobilenet_tvm.schedules.use(schedules)
-    target = tvm.target.Target(preset.target)
+    target = preset.tvm_target()
     found: dict[tuple[str, Any], int] = {}
 
     def visit(node: Any) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import platform
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.targets.gpus import GPUS, Gpu
 from mobilenet_tvm.targets.host import cpu_features, cpu_name, missing_features
 
 
@@ -31,6 +32,8 @@ class Preset:
         qemu: qemu-user's ``-cpu``, the one with the fewest features more; None where qemu has
             none that will do.
         kind: ``so``, or ``object`` where the linker is the target machine's own.
+        gpu: what the kernels run on; None where it is the CPU. All else is then of the host.
+        host: TVM's target string of the host's code; None where there is no GPU.
     """
 
     name: str
@@ -47,6 +50,14 @@ class Preset:
     l3_bytes: int = 0
     qemu: str | None = None
     kind: Literal["so", "object"] = "so"
+    gpu: Gpu | None = None
+    host: str | None = None
+
+    def tvm_target(self) -> Any:
+        """``tvm.target.Target``, with the host's where kernels run on a GPU."""
+        import tvm
+
+        return tvm.target.Target(self.target, host=self.host)
 
     def runs_here(self) -> bool:
         """Whether this machine can run what is compiled for the preset."""
@@ -221,9 +232,33 @@ PRESETS = (
         qemu="cortex-a7",
     ),
 )
-_BY_NAME = {preset.name: preset for preset in PRESETS}
+
+
+def _cuda(name: str, arch: str, host: Preset) -> Preset:
+    gpu = GPUS[arch]
+    # The limits stand in the target, for TVM to ask no device for them.
+    target = (
+        f"cuda -keys=cuda,gpu -arch={arch} -l2_cache_size_bytes={gpu.l2_bytes} "
+        f"-max_num_threads={gpu.threads_per_block} "
+        f"-max_shared_memory_per_block={gpu.shared_per_block} "
+        f"-max_threads_per_block={gpu.threads_per_block} "
+        f"-registers_per_block={gpu.registers_per_multiprocessor} -thread_warp_size={gpu.warp}"
+    )
+    return replace(host, name=name, target=target, host=host.target, gpu=gpu, qemu=None)
+
+
+_BY_HOST = {preset.name: preset for preset in PRESETS}
+# The host's part of a module only launches kernels: any CPU of a server will do.
+CUDA_PRESETS = (
+    *(
+        _cuda(f"cuda-{arch.replace('_', '')}", arch, _BY_HOST["x86-sse42"])
+        for arch in ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
+    ),
+    _cuda("jetson-orin", "sm_87", _BY_HOST["neoverse-n1"]),
+)
+_BY_NAME = {preset.name: preset for preset in (*PRESETS, *CUDA_PRESETS)}
 # What stands for another preset: a usual board, or the best of this machine.
-_ALIASES = {"arm": "rpi4"}
+_ALIASES = {"arm": "rpi4", "cuda": "cuda-sm80"}
 _HOST = {"x86": ("x86_64",), "native": ("x86_64", "aarch64", "armv7l", "arm64")}
 
 

@@ -1,0 +1,49 @@
+"""``target.build.cuda``: what TVM calls to turn lowered kernels into a module."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mobilenet_tvm.cuda import emulated, nvrtc, sources
+
+
+def register() -> None:
+    """Register the builder with TVM. Idempotent."""
+    import tvm
+
+    tvm.register_func("target.build.cuda", build, override=True)
+
+
+def build(module: Any, target: Any) -> Any:
+    """A ``runtime.Module`` of the kernels of a lowered ``IRModule``.
+
+    Args:
+        module: PrimFuncs that are launched on the device.
+        target: ``tvm.target.Target`` with an ``arch``.
+    """
+    import tvm
+
+    names = list(module.functions)
+    functions = [module.functions[name] for name in names]
+    source = str(tvm.get_global_func("mobilenet_tvm.cuda.source")(names, functions))
+    image = nvrtc.compile_source(source, str(target.arch))
+    if emulated():
+        sources.remember(source, image.cubin)
+    described = json.dumps([_describe(function) for function in functions])
+    create = tvm.get_global_func("mobilenet_tvm.cuda.module")
+    return create(bytearray(image.cubin), "cubin", described, source)
+
+
+def _describe(function: Any) -> dict[str, Any]:
+    """How a kernel is launched, as TVM's FunctionInfo (src/runtime/meta_data.h) in JSON."""
+    tags = function.attrs.get("tir.kernel_launch_params", [])
+    return {
+        "name": str(function.attrs["global_symbol"]),
+        "arg_types": [_argument(parameter.dtype) for parameter in function.params],
+        "launch_param_tags": [str(tag) for tag in tags],
+    }
+
+
+def _argument(dtype: str) -> str:
+    return "int32" if dtype == "bool" else dtype
