@@ -38,5 +38,5 @@ def activate() -> None:
     toolchain.activate()
     from mobilenet_tvm.cuda import codegen, plugin
 
-    plugin.load()
+    plugin.load(emulated=emulated())
     codegen.register()

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mobilenet_tvm.cuda import emulated, nvrtc, sources
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One module of kernels, as it was compiled.
+
+    Attributes:
+        source: CUDA C.
+        arch: ``sm_80``.
+        image: what the module holds and the driver is given.
+        cubin: the machine code alone.
+    """
+
+    source: str
+    arch: str
+    image: bytes
+    cubin: bytes
+
+
+_collectors: list[list[Compiled]] = []
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[list[Compiled]]:
+    """A list that fills with what is compiled in this process within the block."""
+    built: list[Compiled] = []
+    _collectors.append(built)
+    try:
+        yield built
+    finally:
+        _collectors.remove(built)
 
 
 def register() -> None:
@@ -27,7 +61,10 @@ def build(module: Any, target: Any) -> Any:
     names = list(module.functions)
     functions = [module.functions[name] for name in names]
     source = str(tvm.get_global_func("mobilenet_tvm.cuda.source")(names, functions))
-    image = nvrtc.compile_source(source, str(target.arch))
+    arch = str(target.arch)
+    image = nvrtc.compile_source(source, arch)
+    for built in _collectors:
+        built.append(Compiled(source, arch, image.cubin, image.cubin))
     if emulated():
         sources.remember(source, image.cubin)
     described = json.dumps([_describe(function) for function in functions])

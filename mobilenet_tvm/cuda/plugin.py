@@ -31,13 +31,15 @@ _RUNTIME_SOURCES = (
 _LINK = ("-Wl,--exclude-libs,ALL", "-lpthread", "-ldl", "-lrt")
 
 
-def load() -> None:
+def load(*, emulated: bool = False) -> None:
     """Load the plug-in into this process, building it first where it is not in the cache.
+
+    A process has one of the two kinds (see ``library``) and keeps it.
 
     Raises:
         CudaError: it cannot be built, or is not the loaded TVM's.
     """
-    path = library()
+    path = library(emulated=emulated)
     try:
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
@@ -45,17 +47,26 @@ def load() -> None:
 
 
 @functools.cache
-def library() -> Path:
-    """Path of the plug-in, built where it is not in the cache (10 s)."""
+def library(*, emulated: bool = False) -> Path:
+    """Path of the plug-in, built where it is not in the cache (10 s).
+
+    Args:
+        emulated: the one whose device is the emulator (``native/emulated`` in place of the driver
+            and NVIDIA's runtime library).
+    """
     tvm = _package("tvm")
     nvidia = _package("nvidia")
     own = sorted(_NATIVE.glob("*.cc"))
+    if emulated:
+        own = [source for source in own if source.stem != "driver"]
+        own += sorted((_NATIVE / "emulated").glob("*.cc"))
     key = hashlib.sha256()
     for name in (toolchain.TVM_PACKAGE, *_WHEELS):
         key.update(f"{name}=={importlib.metadata.version(name)}\n".encode())
     for source in (*own, *sorted(_NATIVE.rglob("*.h"))):
         key.update(source.read_bytes())
-    path = toolchain.cache_dir() / "cuda" / f"plugin-{platform.machine()}-{key.hexdigest()[:16]}.so"
+    kind = "emulated" if emulated else "plugin"
+    path = toolchain.cache_dir() / "cuda" / f"{kind}-{platform.machine()}-{key.hexdigest()[:16]}.so"
     if path.exists():
         return path
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -93,10 +104,9 @@ def library() -> Path:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, sources))
         built = folder / path.name
-        runtime = nvidia / "cuda_runtime/lib/libcudart_static.a"
-        _run(
-            [compiler, "-shared", "-o", str(built), *objects, str(runtime), *_LINK],
-        )
+        if not emulated:
+            objects.append(str(nvidia / "cuda_runtime/lib/libcudart_static.a"))
+        _run([compiler, "-shared", "-o", str(built), *objects, *_LINK])
         built.replace(path)
     return path
 
