@@ -2,10 +2,9 @@
 
 Each load and store is looked at for a sample of the warps that execute it: blocks, warps of the
 block and turns of the loops around it, the same ones in every run. For such a warp the addresses
-of all threads are computed, and what the memory makes of them is counted by NVIDIA's rules (CUDA
-C++ Programming Guide, "Device Memory Accesses" and "Shared Memory"): sectors of 32 bytes in global
-memory, banks of 4 bytes in shared memory. What the compiler merges is counted as often as it is
-written, and caches are not looked at.
+of all threads are computed, and what the memory makes of them is counted (``transactions``):
+sectors of 32 bytes in global memory, turns of the 32 banks in shared memory. What the compiler
+merges is counted as often as it is written, and caches are not looked at.
 """
 
 from __future__ import annotations
@@ -18,14 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mobilenet_tvm.cuda.indices import BINARY, Array, UnknownError, Values, call_name, evaluate, key
+from mobilenet_tvm.cuda.transactions import WARP, sectors, turns
 
-_WARP = 32
-_SECTOR_BYTES = 32
-_BANKS = 32
-_BANK_BYTES = 4
 # How many warps and turns of loops each access is looked at for.
 _SAMPLES = 64
-_NOBODY = np.iinfo(np.int64).min
 
 Dimensions = tuple[int, int, int]
 
@@ -130,9 +125,9 @@ class _Walker:
         # How often the sampled warp comes by for each of its kind.
         self._weight = np.ones(_SAMPLES)
         threads = int(np.prod(self.block))
-        warps = -(-threads // _WARP)
+        warps = -(-threads // WARP)
         self._warps = float(np.prod(self.grid)) * warps
-        thread = self._sample(warps) * _WARP + np.arange(_WARP).reshape(1, _WARP, 1)
+        thread = self._sample(warps) * WARP + np.arange(WARP).reshape(1, WARP, 1)
         self._active = thread < threads
         block_x, block_y, _ = self.block
         self._indices = {
@@ -145,7 +140,8 @@ class _Walker:
     def _sample(self, extent: Any) -> Array:
         """For each sample a number below ``extent``, evenly spread."""
         places = self._random.permutation(_SAMPLES) + self._random.random(_SAMPLES)
-        return np.floor(places.reshape(-1, 1, 1) / _SAMPLES * extent).astype(np.int64)
+        spread: Array = np.floor(places.reshape(-1, 1, 1) / _SAMPLES * extent).astype(np.int64)
+        return spread
 
     def statement(self, node: Any) -> None:
         """Go through a statement."""
@@ -196,10 +192,10 @@ class _Walker:
             self.statement(node.body)  # as if it went round once
             return
         # Threads of a warp go round together: as often as the one that does so most often.
-        turns = np.broadcast_to(extent, self._active.shape).max(axis=1, keepdims=True)
-        turn = self._sample(turns)
+        most = np.broadcast_to(extent, self._active.shape).max(axis=1, keepdims=True)
+        turn = self._sample(most)
         self._values[key(node.loop_var)] = first + turn
-        self._weight = before * np.maximum(turns, 0).reshape(_SAMPLES)
+        self._weight = before * np.maximum(most, 0).reshape(_SAMPLES)
         self._active = active & (turn < extent)
         self.statement(node.body)
         self._weight, self._active = before, active
@@ -270,16 +266,16 @@ class _Walker:
         except (UnknownError, ValueError):
             self.unknown += 1
             return
-        elements = np.broadcast_to(index, (_SAMPLES, _WARP, index.shape[-1]))
-        active = np.broadcast_to(self._active, (_SAMPLES, _WARP, 1))
+        elements = np.broadcast_to(index, (_SAMPLES, WARP, index.shape[-1]))
+        active = np.broadcast_to(self._active, (_SAMPLES, WARP, 1))
         if not (np.diff(elements, axis=-1)[active[..., 0]] == 1).all():
             # Not one vector in memory: each element is an access.
-            elements = np.moveaxis(elements, -1, 0).reshape(-1, _WARP, 1)
+            elements = np.moveaxis(elements, -1, 0).reshape(-1, WARP, 1)
             active = np.tile(active, (len(elements) // _SAMPLES, 1, 1))
         weight = np.tile(self._weight, len(elements) // _SAMPLES)
         element_bytes = _element_bytes(dtype)
         weight = np.where(active.any(axis=(1, 2)), weight, 0.0) * (self._warps / _SAMPLES)
-        count = _sectors if scope == "global" else _turns
+        count = sectors if scope == "global" else turns
         taken, ideal = count(elements, active, element_bytes)
         self.accesses.append(
             Access(
@@ -298,41 +294,3 @@ def _element_bytes(dtype: str) -> int:
     from tvm import DataType
 
     return max(1, int(DataType(dtype).bits) // 8)
-
-
-def _sectors(elements: Array, active: Array, element_bytes: int) -> tuple[Array, Array]:
-    """Sectors that each request touches, and the fewest that hold as many bytes."""
-    rows = np.where(active, elements, _NOBODY).reshape(len(elements), -1)
-    different = np.sort(rows, axis=1)
-    held = _first_of_each(different).sum(axis=1) * element_bytes
-    sectors = np.where(different == _NOBODY, _NOBODY, different * element_bytes // _SECTOR_BYTES)
-    return _first_of_each(sectors).sum(axis=1), -(-held // _SECTOR_BYTES)
-
-
-def _turns(elements: Array, active: Array, element_bytes: int) -> tuple[Array, Array]:
-    """Turns that each request takes of shared memory, and the fewest.
-
-    A thread that asks for 8 or 16 bytes is served with as many others as fill all banks.
-    """
-    thread_bytes = elements.shape[-1] * element_bytes
-    if element_bytes > _BANK_BYTES:
-        words = element_bytes // _BANK_BYTES
-        parts = elements[..., None] * words + np.arange(words)
-        elements = parts.reshape(*elements.shape[:2], -1)
-    else:
-        elements = elements * element_bytes // _BANK_BYTES
-    together = max(1, min(_WARP, _BANKS * _BANK_BYTES // thread_bytes))
-    served = np.where(active, elements, _NOBODY).reshape(-1, together * elements.shape[-1])
-    different = np.sort(served, axis=1)
-    row, column = np.nonzero(_first_of_each(different))
-    bank = different[row, column] % _BANKS
-    in_bank = np.bincount(row * _BANKS + bank, minlength=len(served) * _BANKS)
-    turns = in_bank.reshape(len(elements), -1, _BANKS).max(axis=2)
-    return turns.sum(axis=1), (turns > 0).sum(axis=1)
-
-
-def _first_of_each(rows: Array) -> Array:
-    """Where each number that is an address stands for the first time in its sorted row."""
-    first = np.ones(rows.shape, bool)
-    first[:, 1:] = np.diff(rows, axis=1) != 0
-    return first & (rows != _NOBODY)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 # Attributes of ``.nv.info`` that hold two 32-bit numbers, a symbol and a value.
 _FRAME_SIZE = 0x11
 _REGISTER_COUNT = 0x2F
-# How an attribute's value is stored: in the record's own two bytes, or in as many bytes as they say.
+# The form of a record whose value follows it; others hold it in the two bytes of its size.
 _SIZED = 0x04
 
 # From compute capability 9.0 on, a kernel's shared memory begins with what the system keeps of it
@@ -74,7 +74,8 @@ def resources(cubin: bytes, log: str = "") -> dict[str, KernelResources]:
     if elf["e_machine"] != "EM_CUDA" or info is None:
         raise ValueError("not a cubin: an ELF file of something else")
     symbols = sections[".symtab"]
-    registers, frames = {}, {}
+    registers: dict[str, int] = {}
+    frames: dict[str, int] = {}
     for attribute, payload in _attributes(info.data()):
         if attribute in (_REGISTER_COUNT, _FRAME_SIZE):
             symbol, value = struct.unpack("<II", payload)

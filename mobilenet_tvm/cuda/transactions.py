@@ -38,7 +38,9 @@ def turns(elements: Array, active: Array, element_bytes: int) -> tuple[Array, Ar
         elements = parts.reshape(*elements.shape[:2], -1)
     else:
         elements = elements * element_bytes // _BANK_BYTES
-    together = max(1, min(WARP, _BANKS * _BANK_BYTES // thread_bytes))
+    together = WARP
+    while together * thread_bytes > _BANKS * _BANK_BYTES and together > 1:
+        together //= 2
     served = np.where(active, elements, _NOBODY).reshape(-1, together * elements.shape[-1])
     different = np.sort(served, axis=1)
     row, column = np.nonzero(_first_of_each(different))
