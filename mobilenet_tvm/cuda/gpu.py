@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
-from mobilenet_tvm.cuda import jetson
+from mobilenet_tvm.cuda import jetson, nvml
 
 _Value = TypeVar("_Value")
 
@@ -168,12 +168,9 @@ def read_state(index: int = 0) -> GpuState | None:
     """How the GPU that ``find_gpu`` finds is doing now; None where there is none."""
     if find_gpu(index) is None:
         return None
-    nvml = _nvml()
-    if isinstance(nvml, str):
-        return _jetson_state()
-    with _session(nvml) as problem:
-        handle = problem or _handle(nvml, index, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        return _jetson_state() if isinstance(handle, str) else _state(nvml, handle)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    with nvml.opened(nvml.module(), index, visible) as device:
+        return _jetson_state() if isinstance(device, str) else _state(device)
 
 
 class Watch:
@@ -250,26 +247,18 @@ def watch(index: int = 0, period_s: float | None = 1.0) -> Iterator[Watch]:
 def _look(index: int) -> GpuInfo | str:
     """The GPU, or why there is none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return _ask(_nvml(), index, visible, jetson.ROOT)
+    return _ask(nvml.module(), index, visible, jetson.ROOT)
 
 
 # A machine's GPUs do not change, and starting NVML takes a second where no process keeps the
 # driver awake. What the answer depends on is in the key.
 @functools.cache
-def _ask(nvml: Any, index: int, visible: str | None, root: Any) -> GpuInfo | str:
-    problem = nvml if isinstance(nvml, str) else None
-    if problem is None:
-        with _session(nvml) as failed:
-            handle = failed or _handle(nvml, index, visible)
-            if not isinstance(handle, str):
-                found = _info(nvml, handle)
-                if found is not None:
-                    return found
-                handle = "the driver does not tell its compute capability"
-            problem = handle
-    board = jetson.read_board(root) if index == 0 and visible not in ("", "-1") else None
-    if board is None:
-        return problem
+def _ask(api: Any, index: int, visible: str | None, root: Path) -> GpuInfo | str:
+    with nvml.opened(api, index, visible) as device:
+        found = device if isinstance(device, str) else _info(device)
+    board = jetson.read_board(root) if isinstance(found, str) and index == 0 else None
+    if board is None or visible in ("", "-1"):
+        return found
     return GpuInfo(
         name=board.name,
         compute_capability=board.compute_capability,
@@ -278,185 +267,56 @@ def _ask(nvml: Any, index: int, visible: str | None, root: Any) -> GpuInfo | str
     )
 
 
-def _nvml() -> Any:
-    """nvidia-ml-py's module, or why there is none."""
-    try:
-        return importlib.import_module("pynvml")
-    except ImportError:
-        return "nvidia-ml-py is not installed (pip install 'mobilenet-tvm[cuda]')"
-
-
-@contextlib.contextmanager
-def _session(nvml: Any) -> Iterator[str | None]:
-    """NVML started, or why it cannot be."""
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        if isinstance(error, nvml.NVMLError_LibraryNotFound):
-            yield "no NVIDIA driver is installed (NVML's library is not found)"
-        elif isinstance(error, nvml.NVMLError_DriverNotLoaded):
-            yield "the NVIDIA driver is installed and not loaded"
-        else:
-            yield f"NVML says {error}"
-        return
-    try:
-        yield None
-    finally:
-        with contextlib.suppress(nvml.NVMLError):
-            nvml.nvmlShutdown()
-
-
-def _told(values: Iterator[_Value | None]) -> list[_Value]:
-    return [value for value in values if value is not None]
-
-
-def _range(low: int | None, high: int | None) -> str:
-    if low is None or high is None:
-        return "unknown"
-    return f"{low} MHz" if low == high else f"{low}-{high} MHz"
-
-
-def _get(nvml: Any, function: str, *arguments: Any) -> Any:
-    """What an NVML function returns, None where it cannot (N/A on this GPU, too old a driver)."""
-    try:
-        value = getattr(nvml, function)(*arguments)
-    except (nvml.NVMLError, AttributeError, ValueError, OSError):
-        return None
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def _handle(nvml: Any, index: int, visible: str | None) -> Any:
-    """NVML's handle of what CUDA calls device ``index``, or why there is none."""
-    count = _get(nvml, "nvmlDeviceGetCount") or 0
-    if not count:
-        return "the driver finds no device"
-    if visible is None:
-        entries = [str(number) for number in range(count)]
-    else:
-        entries = [entry.strip() for entry in visible.split(",")]
-    handles: list[Any] = []
-    for entry in entries[: index + 1]:
-        handle = _by_entry(nvml, entry, count)
-        if handle is None:  # CUDA, too, ignores all that follows
-            break
-        handles.append(handle)
-    if index < len(handles):
-        return handles[index]
-    given = "" if visible is None else f", CUDA_VISIBLE_DEVICES is {visible!r}"
-    return f"there is no device {index} ({count} in the machine{given})"
-
-
-def _by_entry(nvml: Any, entry: str, count: int) -> Any:
-    """The handle of one entry of ``CUDA_VISIBLE_DEVICES``; None if it names no device."""
-    if entry.isdigit():
-        handle = (
-            _get(nvml, "nvmlDeviceGetHandleByIndex", int(entry)) if int(entry) < count else None
-        )
-        slices = [] if handle is None else _slices(nvml, handle)
-        return slices[0] if slices else handle  # where there are slices, CUDA takes the first
-    if not entry.startswith(("GPU-", "MIG-")):
-        return None
-    whole = [_get(nvml, "nvmlDeviceGetHandleByIndex", number) for number in range(count)]
-    for handle in whole:
-        slices = [] if handle is None else _slices(nvml, handle)
-        for candidate in slices if entry.startswith("MIG-") else [handle]:
-            # CUDA takes the beginning of a UUID for the whole.
-            if candidate is not None and str(_uuid(nvml, candidate)).startswith(entry):
-                return slices[0] if slices and candidate is handle else candidate
-    return _get(nvml, "nvmlDeviceGetHandleByUUID", entry)
-
-
-def _uuid(nvml: Any, handle: Any) -> str | None:
-    value: str | None = _get(nvml, "nvmlDeviceGetUUID", handle)
-    return value
-
-
-def _slices(nvml: Any, handle: Any) -> list[Any]:
-    """Handles of a GPU's MIG slices; none where it is not in that mode."""
-    mode = _get(nvml, "nvmlDeviceGetMigMode", handle)
-    if not mode or not mode[0]:
-        return []
-    most = _get(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
-    found = (_get(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, i) for i in range(most))
-    return _told(found)
-
-
-def _whole(nvml: Any, handle: Any) -> tuple[Any, bool]:
-    """The GPU that a handle is of, and whether it is a slice of it."""
-    parent = _get(nvml, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", handle)
-    return (handle, False) if parent is None else (parent, True)
-
-
-def _info(nvml: Any, handle: Any) -> GpuInfo | None:
-    gpu, mig = _whole(nvml, handle)
-    # A slice does not answer for what it shares with the others.
-    capability = _get(nvml, "nvmlDeviceGetCudaComputeCapability", gpu)
+def _info(device: nvml.Device) -> GpuInfo | str:
+    capability = device.shared("nvmlDeviceGetCudaComputeCapability")
     if capability is None:
-        return None
+        return "its driver does not tell its compute capability"
     major, minor = capability
-    memory = _get(nvml, "nvmlDeviceGetMemoryInfo", handle)
-    version = _get(nvml, "nvmlSystemGetCudaDriverVersion_v2")
-    limit_mw = _get(nvml, "nvmlDeviceGetEnforcedPowerLimit", gpu)
+    memory = device.own("nvmlDeviceGetMemoryInfo")
+    version = device.system("nvmlSystemGetCudaDriverVersion_v2")
+    limit_mw = device.shared("nvmlDeviceGetEnforcedPowerLimit")
     return GpuInfo(
-        name=_get(nvml, "nvmlDeviceGetName", handle) or "NVIDIA GPU",
+        name=device.own("nvmlDeviceGetName") or "NVIDIA GPU",
         compute_capability=(int(major), int(minor)),
-        uuid=_uuid(nvml, handle),
-        driver_version=_get(nvml, "nvmlSystemGetDriverVersion"),
+        uuid=device.own("nvmlDeviceGetUUID"),
+        driver_version=device.system("nvmlSystemGetDriverVersion"),
         cuda_version=f"{version // 1000}.{version % 1000 // 10}" if version else None,
         memory_bytes=None if memory is None else int(memory.total),
-        multiprocessors=_multiprocessors(nvml, handle, (major, minor)),
+        multiprocessors=_multiprocessors(device, (int(major), int(minor))),
         power_limit_w=None if limit_mw is None else limit_mw / 1000,
-        max_sm_clock_mhz=_clock(nvml, "nvmlDeviceGetMaxClockInfo", gpu, "SM"),
-        mig=mig,
+        max_sm_clock_mhz=device.shared("nvmlDeviceGetMaxClockInfo", about="NVML_CLOCK_SM"),
+        mig=device.mig,
     )
 
 
-def _multiprocessors(nvml: Any, handle: Any, capability: tuple[int, int]) -> int | None:
-    attributes = _get(nvml, "nvmlDeviceGetAttributes", handle)  # a slice's
-    if attributes is not None and attributes.multiprocessorCount:
-        return int(attributes.multiprocessorCount)
-    cores = _get(nvml, "nvmlDeviceGetNumGpuCores", handle)
+def _multiprocessors(device: nvml.Device, capability: tuple[int, int]) -> int | None:
+    if device.mig:
+        attributes = device.own("nvmlDeviceGetAttributes")
+        return None if attributes is None else int(attributes.multiprocessorCount)
+    cores = device.own("nvmlDeviceGetNumGpuCores")
     # CUDA C++ Programming Guide, "Arithmetic Instructions": float32 lanes of a multiprocessor.
     lanes = 64 if capability <= (8, 0) else 128
-    return None if not cores else int(cores) // lanes
+    return int(cores) // lanes if cores else None
 
 
-def _clock(nvml: Any, function: str, handle: Any, kind: str) -> int | None:
-    value: int | None = _get(nvml, function, handle, getattr(nvml, f"NVML_CLOCK_{kind}", None))
-    return value
-
-
-def _first(calls: tuple[Callable[[], Any], ...]) -> Any:
-    """What the first call that is answered returns: NVML renames its functions."""
-    return next((value for call in calls if (value := call()) is not None), None)
-
-
-def _state(nvml: Any, handle: Any) -> GpuState:
-    gpu, _ = _whole(nvml, handle)
-    sensor = getattr(nvml, "NVML_TEMPERATURE_GPU", 0)
-    bits = _first(
-        (
-            lambda: _get(nvml, "nvmlDeviceGetCurrentClocksEventReasons", gpu),
-            lambda: _get(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", gpu),
-        )
+def _state(device: nvml.Device) -> GpuState:
+    bits = device.shared(
+        "nvmlDeviceGetCurrentClocksEventReasons",
+        "nvmlDeviceGetCurrentClocksThrottleReasons",  # its name until driver 535
     )
-    temperature = _first(
-        (
-            lambda: _get(nvml, "nvmlDeviceGetTemperatureV", gpu, sensor),
-            lambda: _get(nvml, "nvmlDeviceGetTemperature", gpu, sensor),
-        )
-    )
-    power_mw = _get(nvml, "nvmlDeviceGetPowerUsage", gpu)
-    rates = _get(nvml, "nvmlDeviceGetUtilizationRates", gpu)
-    processes = _get(nvml, "nvmlDeviceGetComputeRunningProcesses", gpu)
+    power_mw = device.shared("nvmlDeviceGetPowerUsage")
+    rates = device.shared("nvmlDeviceGetUtilizationRates")
+    processes = device.own("nvmlDeviceGetComputeRunningProcesses")
     return GpuState(
-        sm_clock_mhz=_clock(nvml, "nvmlDeviceGetClockInfo", gpu, "SM"),
-        memory_clock_mhz=_clock(nvml, "nvmlDeviceGetClockInfo", gpu, "MEM"),
-        temperature_c=temperature,
+        sm_clock_mhz=device.shared("nvmlDeviceGetClockInfo", about="NVML_CLOCK_SM"),
+        memory_clock_mhz=device.shared("nvmlDeviceGetClockInfo", about="NVML_CLOCK_MEM"),
+        temperature_c=device.shared(
+            "nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV", about="NVML_TEMPERATURE_GPU"
+        ),
         power_w=None if power_mw is None else power_mw / 1000,
         reasons=None if bits is None else _words(bits),
         utilization=None if rates is None else int(rates.gpu),
-        others=None if processes is None else _others([process.pid for process in processes]),
+        others=None if processes is None else _others(process.pid for process in processes),
     )
 
 
@@ -464,10 +324,17 @@ def _words(bits: int) -> tuple[str, ...]:
     return tuple(word for bit, word in _REASONS.items() if bits & bit)
 
 
-def _others(pids: list[int]) -> int:
+def _others(pids: Iterable[int]) -> int:
     own = psutil.Process()
-    mine = {own.pid, *(child.pid for child in own.children(recursive=True))}
-    return len(set(pids) - mine)
+    return sum(pid != own.pid and own not in _parents(pid) for pid in set(pids))
+
+
+def _parents(pid: int) -> list[psutil.Process]:
+    try:
+        parents: list[psutil.Process] = psutil.Process(pid).parents()
+    except psutil.Error:  # it has ended, or lives in another container
+        return []
+    return parents
 
 
 def _jetson_state() -> GpuState:
@@ -477,3 +344,13 @@ def _jetson_state() -> GpuState:
         temperature_c=reading.temperature_c,
         utilization=reading.utilization,
     )
+
+
+def _told(values: Iterable[_Value | None]) -> list[_Value]:
+    return [value for value in values if value is not None]
+
+
+def _range(low: int | None, high: int | None) -> str:
+    if low is None or high is None:
+        return "unknown"
+    return f"{low} MHz" if low == high else f"{low}-{high} MHz"

@@ -213,7 +213,7 @@ def verify_machine(path: Path, manifest: Manifest) -> None:
     if machine != platform.machine():
         elsewhere = "or check and run it on a board (--tracker) or an emulated one (--device qemu)"
         if arch is not None:
-            elsewhere = "or check and run it where it belongs (the emulator has no other host)"
+            elsewhere = "or check and run it on such a machine (the emulator is of a GPU alone)"
         raise ForeignArtifactError(
             f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
             f"{platform.machine()}: compile it with a --target for this machine, {elsewhere}"
