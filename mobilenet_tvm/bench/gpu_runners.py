@@ -109,7 +109,7 @@ class CudaOnnxRuntimeRunner:
         for node, value in zip(outputs, self._results, strict=True):
             self._binding.bind_ortvalue_output(node.name, value)
         self._session.run_with_iobinding(self._binding)
-        return [value.numpy() for value in self._results]
+        return [np.array(value.numpy()) for value in self._results]
 
     def timer(self) -> Callable[[], object]:
         """See ``Runner``. ONNX Runtime waits for the GPU at the end of a run."""
