@@ -43,6 +43,11 @@ class GpuTiming:
     rounds: int
     samples: int
 
+    @property
+    def threads(self) -> int:
+        """Of the host, which launches: for whoever takes a ``Timing`` as well."""
+        return 1
+
 
 @dataclass(frozen=True)
 class GpuRatio:

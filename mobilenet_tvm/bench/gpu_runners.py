@@ -31,8 +31,7 @@ class CudaArtifactRunner:
     def __init__(self, path: str, *, graph: bool = False) -> None:
         from mobilenet_tvm import runtime
 
-        options = {"cuda_graph": True} if graph else {}
-        self._module = runtime.load(Path(path), **options)
+        self._module = runtime.load(Path(path), cuda_graph=graph)
         manifest = self._module.manifest
         self._outputs = [spec.name for spec in manifest.outputs]
         self.inputs = tuple(

@@ -83,7 +83,7 @@ def test_an_artifact_is_run_as_the_runtime_runs_it(monkeypatch: pytest.MonkeyPat
         np.testing.assert_array_equal(second, data + 1)
         assert runner.timer()() is None
         assert set(runner.round_trip([data])()) == {"a", "b"}  # type: ignore[call-overload]
-    assert asked == [{}, {"cuda_graph": True}]
+    assert asked == [{"cuda_graph": False}, {"cuda_graph": True}]
 
 
 class FakeTensorRt(types.ModuleType):
