@@ -12,10 +12,8 @@ from rich.table import Table
 from mobilenet_tvm.build.cuda_info import CudaInfo, KernelInfo
 from mobilenet_tvm.cli.frame import Output
 
-_HEADINGS: Final = (
-    *("blocks", "threads", "registers", "spilled\nbytes", "local\nbytes", "shared\nbytes"),
-    *("occupancy", "limited\nby", "global\nefficiency", "bank\nconflicts"),
-)
+_HEADINGS: Final = ("blocks x\nthreads", "regs", "spilt\nB", "shared\nB", "occu-\npancy", "by")
+_MEMORY: Final = ("global\nmemory", "shared\nturns")
 
 
 def print_kernels(info: CudaInfo, source: Path, out: Output) -> None:
@@ -35,30 +33,39 @@ def summary(info: CudaInfo) -> str:
     if spilling:
         worst = max(spilling, key=lambda kernel: kernel.spill_bytes)
         which = f"{len(spilling)} of them spill" if count > 1 else "it spills"
-        parts[1] = f"{which} registers (up to {worst.spill_bytes} bytes a thread: {worst.name})"
+        parts[1] = (
+            f"{which} registers (up to {worst.spill_bytes} bytes a thread: {_short(worst.name)})"
+        )
+    if broken := [kernel.name for kernel in info.kernels if not kernel.occupancy]:
+        parts.append(f"{len(broken)} too large to be launched ({_short(broken[0])})")
     lowest = min(info.kernels, key=lambda kernel: kernel.occupancy)
-    parts.append(f"lowest occupancy {lowest.occupancy:.0%} ({lowest.name}, by {lowest.limited_by})")
+    parts.append(
+        f"lowest occupancy {lowest.occupancy:.0%} ({_short(lowest.name)}, by {lowest.limited_by})"
+    )
     return ", ".join(parts)
 
 
 def table(kernels: tuple[KernelInfo, ...]) -> Table:
-    """All kernels for a person."""
+    """All kernels for a person; the manifest has more of each."""
     view = Table(box=box.SIMPLE)
     view.add_column("kernel", overflow="fold")
-    for heading in _HEADINGS:
+    for heading in (*_HEADINGS, *_MEMORY):
         view.add_column(heading, justify="right", no_wrap=True)
     for one in kernels:
-        counts = (one.blocks, one.threads_per_block, one.registers)
-        spilled = f"[red]{one.spill_bytes}[/]" if one.spill_bytes else "0"
         view.add_row(
-            escape(one.name),
-            *map(str, counts),
-            spilled,
-            str(one.local_bytes),
+            escape(_short(one.name)),
+            f"{one.blocks} x {one.threads_per_block}",
+            str(one.registers),
+            f"[red]{one.spill_bytes}[/]" if one.spill_bytes else "0",
             str(one.shared_bytes),
             f"{one.occupancy:.0%}",
             one.limited_by,
-            "-" if one.global_efficiency is None else f"{one.global_efficiency:.0%}",
-            "-" if one.bank_conflicts is None else f"{one.bank_conflicts:.1f}",
+            f"{one.global_efficiency:.0%}",
+            f"{one.bank_conflicts:.1f}",
         )
     return view
+
+
+def _short(name: str) -> str:
+    """Without what all of TVM's names have."""
+    return name.removeprefix("tvmgen_default_").removeprefix("fused_").removesuffix("_kernel")
