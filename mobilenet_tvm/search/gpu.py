@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mobilenet_tvm import cuda
+from mobilenet_tvm.devices.cuda import AS_IN_THE_MODEL, register
 from mobilenet_tvm.records import Task
 from mobilenet_tvm.search.candidates import (
     SENT_NAME,
@@ -61,29 +62,7 @@ _ROWS = 15
 # A model that takes more of L2 does not leave it to its weights.
 _SHARE_OF_L2 = 0.5
 
-# Before a kernel is called; registered by ``register`` here and by our servers.
-AS_IN_THE_MODEL = "mobilenet_tvm.cuda.as_in_the_model"
-# The same with the input flushed, too: what any TVM with CUDA has.
-FLUSH = "l2_cache_flush_cuda"
-
 Arrays = list[Any]
-
-
-def register() -> None:
-    """Make ``AS_IN_THE_MODEL`` known to TVM, or to its runtime alone. Idempotent."""
-    import tvm
-
-    if tvm.get_global_func(AS_IN_THE_MODEL, allow_missing=True) is None:
-        tvm.register_func(AS_IN_THE_MODEL, _as_in_the_model)
-
-
-def _as_in_the_model(activation: Any, *_others: Any) -> None:
-    """Flush L2, then write the kernel's input, its first argument."""
-    import tvm
-
-    kept = activation.copyto(activation.device)
-    tvm.get_global_func(FLUSH)()
-    kept.copyto(activation)
 
 
 def time_on_gpu(
