@@ -2,70 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
-
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from mobilenet_tvm.build.cuda_info import CudaInfo, KernelInfo
 from mobilenet_tvm.cli.frame import Output
 
-_HEADINGS: Final = ("blocks x\nthreads", "regs", "spilt\nB", "shared\nB", "occu-\npancy", "by")
-_MEMORY: Final = ("global\nmemory", "shared\nturns")
+# Names are long: the last column, and no table that a terminal's width would squeeze.
+_ROW: Final = "  {:>12} {:>5} {:>8} {:>7} {:>14} {:>7} {:>6}  {}"
+_HEADINGS: Final = (
+    _ROW.format("blocks x", "", "spilled", "shared", "", "global", "shared", ""),
+    _ROW.format("threads", "regs", "bytes", "bytes", "occupancy", "memory", "turns", "kernel"),
+)
 
 
 def print_kernels(info: CudaInfo, source: Path, out: Output) -> None:
     """One line, and with ``-v`` a table of all kernels."""
     out.line(f"kernels   {summary(info)}; source {source}")
-    if out.verbose and info.kernels:
-        out.console.print(table(info.kernels))
+    if out.verbose:
+        for line in table(info.kernels):
+            out.line(line)
 
 
 def summary(info: CudaInfo) -> str:
-    """``27 for sm_80, no spills, lowest occupancy 25 % (a_kernel, by registers)``."""
+    """``27 for sm_80, no spills, lowest occupancy 25% (a_kernel, by registers)``."""
     if not info.kernels:
         return f"for {info.arch}"
-    count = len(info.kernels)
-    spilling = [kernel for kernel in info.kernels if kernel.spill_bytes]
-    parts = [f"{count} for {info.arch}", "no spills"]
-    if spilling:
+    parts = [f"{len(info.kernels)} for {info.arch}", "no spills"]
+    if spilling := [kernel for kernel in info.kernels if kernel.spill_bytes]:
         worst = max(spilling, key=lambda kernel: kernel.spill_bytes)
-        which = f"{len(spilling)} of them spill" if count > 1 else "it spills"
         parts[1] = (
-            f"{which} registers (up to {worst.spill_bytes} bytes a thread: {_short(worst.name)})"
+            f"{len(spilling)} of them spilling registers to memory (the most in "
+            f"{short_name(worst.name)}, {worst.spill_bytes} bytes a thread)"
         )
     if broken := [kernel.name for kernel in info.kernels if not kernel.occupancy]:
-        parts.append(f"{len(broken)} too large to be launched ({_short(broken[0])})")
+        parts.append(f"{len(broken)} too large to be launched ({short_name(broken[0])})")
     lowest = min(info.kernels, key=lambda kernel: kernel.occupancy)
     parts.append(
-        f"lowest occupancy {lowest.occupancy:.0%} ({_short(lowest.name)}, by {lowest.limited_by})"
+        f"lowest occupancy {lowest.occupancy:.0%} ({short_name(lowest.name)}, by "
+        f"{lowest.limited_by})"
     )
     return ", ".join(parts)
 
 
-def table(kernels: tuple[KernelInfo, ...]) -> Table:
-    """All kernels for a person; the manifest has more of each."""
-    view = Table(box=box.SIMPLE)
-    view.add_column("kernel", overflow="fold")
-    for heading in (*_HEADINGS, *_MEMORY):
-        view.add_column(heading, justify="right", no_wrap=True)
+def table(kernels: Sequence[KernelInfo]) -> Iterator[str]:
+    """The lines of a table; the manifest has more of each kernel."""
+    if not kernels:
+        return
+    yield from (heading.rstrip() for heading in _HEADINGS)
     for one in kernels:
-        view.add_row(
-            escape(_short(one.name)),
+        yield _ROW.format(
             f"{one.blocks} x {one.threads_per_block}",
-            str(one.registers),
-            f"[red]{one.spill_bytes}[/]" if one.spill_bytes else "0",
-            str(one.shared_bytes),
-            f"{one.occupancy:.0%}",
-            one.limited_by,
+            one.registers,
+            one.spill_bytes,
+            one.shared_bytes,
+            f"{one.occupancy:.0%} {one.limited_by}",
             f"{one.global_efficiency:.0%}",
             f"{one.bank_conflicts:.1f}",
+            short_name(one.name),
         )
-    return view
 
 
-def _short(name: str) -> str:
+def short_name(kernel: str) -> str:
     """Without what all of TVM's names have."""
-    return name.removeprefix("tvmgen_default_").removeprefix("fused_").removesuffix("_kernel")
+    return kernel.removeprefix("tvmgen_default_").removeprefix("fused_").removesuffix("_kernel")

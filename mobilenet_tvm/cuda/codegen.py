@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mobilenet_tvm.cuda import emulated, nvrtc, sources
+from mobilenet_tvm.cuda import emulated, nvrtc, plugin, sources
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,13 @@ def build(module: Any, target: Any) -> Any:
     Args:
         module: PrimFuncs that are launched on the device.
         target: ``tvm.target.Target`` with an ``arch``.
+
+    Raises:
+        CudaError: the loaded TVM has no code generator, or NVRTC is missing or refuses the source.
     """
     import tvm
 
+    plugin.check_symbols()
     names = list(module.functions)
     functions = [module.functions[name] for name in names]
     source = str(tvm.get_global_func("mobilenet_tvm.cuda.source")(names, functions))
