@@ -90,6 +90,11 @@ def open_remote(session: BoardSession, artifact: Path) -> tuple[Any, Manifest]:
             f"{artifact} is a static library, which no TVM runtime loads: check and run it without "
             "a board, under qemu-user where it must be"
         )
+    if manifest.target.cuda_arch is not None:
+        raise UsageError(
+            f"{artifact} has kernels for a GPU (preset {manifest.target.preset}), which boards are "
+            "not asked to run: copy it there with its manifest, and check and run it there"
+        )
     info = session.info()
     if info is not None:  # a stock server says nothing of its machine
         verify_board(artifact, manifest, info, session.board)

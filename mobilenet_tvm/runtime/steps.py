@@ -84,7 +84,10 @@ class Steps:
         # With one output a node: the executor shows its memory by the number of the node alone.
         self._single = outputs == list(range(len(outputs)))
         self._kinds = [graph["nodes"][row]["attrs"]["func_name"] for row in self._rows]
-        self._device = tvm.cpu(0) if self._session is None else self._session.device()
+        if self._session is not None:
+            self._device = self._session.device()
+        else:
+            self._device = tvm.cpu(0) if manifest.target.cuda_arch is None else tvm.cuda(0)
         self._executor = library["debug_create"]("default", self._device)
 
     def run(self, inputs: Mapping[str, Array], *, poison: bool = True) -> Iterator[Array]:
