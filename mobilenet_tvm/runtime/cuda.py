@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,20 @@ class CudaModule(Module):
         return once
 
 
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """What native code writes to stderr within the block goes nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class CapturedExecutor:
     """TVM's graph executor with all launches of an inference in one CUDA graph.
 
@@ -109,7 +126,8 @@ class CapturedExecutor:
         try:
             self._plain.run()
         finally:
-            self._end()
+            with _silent_stderr():  # TVM logs how many launches it captured
+                self._end()
             # It leaves its stream behind as the thread's, which no copy of TVM's waits for: other
             # modules of this process would be read before they have run.
             self._device.set_raw_stream(ctypes.c_void_p(None))
