@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from mobilenet_tvm import cuda
 from mobilenet_tvm.build.cuda_info import read_source
 from mobilenet_tvm.build.manifest import Manifest
 from mobilenet_tvm.cuda import sources, switch
+from mobilenet_tvm.errors import DeviceError, carries_interrupt, last_line
 from mobilenet_tvm.runtime.module import Array, Module
 
 
@@ -50,11 +52,24 @@ def open_module(library: Any, manifest: Manifest, *, cuda_graph: bool = False) -
 
 
 class CudaModule(Module):
-    """A compiled model on a GPU, or on the emulator. Made by ``load``."""
+    """A compiled model on a GPU, or on the emulator. Made by ``load``.
+
+    Its methods raise as ``Module``'s, and a ``DeviceError`` where a kernel fails or memory is out.
+    """
 
     def __init__(self, executor: Any, manifest: Manifest, device: Any) -> None:
         super().__init__(executor, manifest)
         self._device = device
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference. See ``Module.run``."""
+        with self._told():
+            return super().run(inputs)
+
+    def set_inputs(self, inputs: Mapping[str, Array]) -> None:
+        """Check and copy the inputs without running. See ``Module.run``."""
+        with self._told():
+            super().set_inputs(inputs)
 
     def again(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One more inference. The emulator runs the threads of a block in the other order: where
@@ -76,10 +91,33 @@ class CudaModule(Module):
         run, sync = self._executor.run, self._device.sync
 
         def once() -> None:
-            run()  # returns when the kernels are queued
-            sync()
+            try:
+                run()  # returns when the kernels are queued
+                sync()
+            except RuntimeError as error:
+                raise self._failure(error) from error
 
         return once
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """TVM's errors within the block in one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: RuntimeError) -> DeviceError:
+        if carries_interrupt(error):
+            raise error
+        where = "the emulated GPU" if cuda.emulated() else "the GPU"
+        return DeviceError(f"{self.manifest.name} fails on {where}: {reason(error)}")
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong on the device, of an error of TVM's: its last lines are only where."""
+    told = re.findall(r"TVMError: (?:CUDALaunch Error: )?(.+)", str(error))
+    return str(told[-1]) if told else last_line(error)
 
 
 @contextlib.contextmanager

@@ -259,6 +259,17 @@ def test_check_and_bisect_on_the_emulator(artifact):
     assert all(layer["error_after"] < 1e-5 for layer in found["bisect"]["layers"])
 
 
+def test_pytest_checks_it_on_the_emulator(artifact):
+    done = in_process(
+        *("-m", "pytest", "-q", "-p", "mobilenet_tvm.pytest_plugin", "-p", "no:cacheprovider"),
+        *("-p", "no:hypothesispytest", "-c", os.devnull, f"--rootdir={artifact.parent}"),
+        *("--mobilenet-artifact", artifact, "--mobilenet-device", "emulated"),
+        *("--mobilenet-inputs", 1, artifact.parent),
+    )
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
 RUNS = """
 import sys
 import numpy as np
@@ -296,20 +307,42 @@ def test_a_source_that_is_another_is_not_run(artifact):
     assert done.stderr.count("\n") == 1
 
 
-def test_threads_that_do_not_wait_for_each_other_are_found(artifact):
-    """A kernel whose result depends on which thread comes first."""
+def change_source(artifact: Path, old: str, new: str) -> None:
+    """Another source, with a manifest that says that it is the artifact's."""
     source = artifact.with_suffix(".cu")
     text = source.read_text()
-    store = next(line for line in text.splitlines() if line.lstrip().startswith("T_relu["))
-    racing = (
-        "  __shared__ float last[1];\n  if (threadIdx.x == 0) last[0] = 0.0f;\n"
-        f"{store}\n  T_relu[((int)threadIdx.x)] += last[0] * 1e-7f; last[0] = 1.0f;"
-    )
-    text = text.replace(store, racing)
+    assert old in text
+    text = text.replace(old, new)
     source.write_text(text)
     manifest = read_manifest(artifact)
     info = msgspec.structs.replace(manifest.cuda, source_digest=source_digest(text))
     write_manifest(artifact, msgspec.structs.replace(manifest, cuda=info))
+
+
+def store_of_relu(artifact: Path) -> str:
+    """The line in which the first kernel writes its result."""
+    lines = artifact.with_suffix(".cu").read_text().splitlines()
+    return next(line for line in lines if line.lstrip().startswith("T_relu["))
+
+
+def test_a_kernel_that_writes_where_it_must_not_is_one_line(artifact):
+    store = store_of_relu(artifact)
+    change_source(artifact, store, store.replace("T_relu[", "T_relu[1024 + "))
+    done = in_process("-m", "mobilenet_tvm.check", artifact, "--device", "emulated")
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: net.cuda-sm80 fails on the emulated GPU: ")
+    assert "nn_relu_kernel writes" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_threads_that_do_not_wait_for_each_other_are_found(artifact):
+    """A kernel whose result depends on which thread comes first."""
+    store = store_of_relu(artifact)
+    racing = (
+        "  __shared__ float last[1];\n  if (threadIdx.x == 0) last[0] = 0.0f;\n"
+        f"{store}\n  T_relu[((int)threadIdx.x)] += last[0] * 1e-7f; last[0] = 1.0f;"
+    )
+    change_source(artifact, store, racing)
     done = in_process(
         "-m", "mobilenet_tvm.check", artifact, "--device", "emulated", "--kinds", "uniform"
     )
