@@ -1,0 +1,57 @@
+"""What the tests of CUDA share: the plug-in, and kernels that are made for them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+
+from mobilenet_tvm import cuda
+from mobilenet_tvm.cuda import compilers
+
+PACKAGES = ("cuda-bindings", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvrtc-cu12",
+            "nvidia-cuda-runtime-cu12", "nvidia-nvfatbin-cu12")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cuda_wheels() -> None:
+    """NVIDIA's wheels are installed."""
+    for name in PACKAGES:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"{name} is not installed: pip install 'mobilenet-tvm[cuda]'")
+
+
+@pytest.fixture(scope="session")
+def cuda_compiler(cuda_wheels) -> compilers.Compiler:
+    """A C++ compiler that builds the plug-in."""
+    found = compilers.find()
+    if found is None:
+        pytest.skip("no C++ compiler to build the CUDA plug-in with")
+    return found
+
+
+@pytest.fixture(scope="session")
+def cuda_active(cuda_compiler) -> None:
+    """This process compiles for CUDA."""
+    cuda.activate()
+
+
+@pytest.fixture
+def compile_kernel(cuda_active):
+    """``compile_kernel(schedule, arguments)``: the kernel of a schedule, as it was compiled."""
+    from mobilenet_tvm import targets
+    from mobilenet_tvm.cuda import codegen
+
+    def compile_one(schedule, arguments, *, preset="cuda-sm80"):
+        import tvm
+
+        with codegen.collecting() as built:
+            module = tvm.build(
+                schedule, arguments, target=targets.resolve(preset).tvm_target(), name="made"
+            )
+        (compiled,) = built
+        return compiled, module
+
+    return compile_one
