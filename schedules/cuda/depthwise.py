@@ -2,9 +2,9 @@
 
 A thread computes ``rows`` pixels of one column, four channels each: a pixel loaded for one row
 serves the taps of up to three (five). Neighbouring threads have neighbouring columns. A block is
-``threads_c`` channel blocks times ``threads_y`` x ``threads_x`` threads. With ``staged`` 1 its part of
-the image comes through shared memory, each pixel loaded once; with 0 threads load from L1 what
-they need. Padding is part of that load, and bias, activation and residual of the store.
+``threads_c`` channel blocks times ``threads_y`` x ``threads_x`` threads. With ``staged`` 1 its
+part of the image comes through shared memory, each pixel loaded once; with 0 threads load from L1
+what they need. Padding is part of that load, and bias, activation and residual of the store.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
                 continue
             for step in (1, 2, 4, 8):
                 if in_chunks % (split * step) == 0:
-                    for buffers in (1, 2):
+                    stages = in_chunks // (split * step)
+                    for buffers in (1, 2) if stages > 1 else (1,):
                         yield (
                             chunks, rows, threads_k, threads_y, threads_x, step, split, buffers,
                         )  # fmt: skip

@@ -1,8 +1,8 @@
 """The first convolution (few input channels, any kernel and stride), float32, for NVIDIA GPUs.
 
 It reads the image as it comes and writes blocks of four channels. A thread computes ``chunks``
-channel blocks of ``rows`` pixels of one column; a block of threads is ``threads_k`` x ``threads_y`` x
-``threads_x`` of them. Its part of the image and its weights come through shared memory, padding
+channel blocks of ``rows`` pixels of one column; a block of threads is ``threads_k`` x ``threads_y``
+x ``threads_x`` of them. Its part of the image and its weights come through shared memory, padding
 being part of the load: a float of the image serves all of a block's channels, a weight all of its
 pixels.
 """

@@ -65,7 +65,7 @@ def _ranked(gpu: Gpu, batch: int, channels: int, filters: int) -> tuple[tuple[in
 
 
 def define_space(cfg: Any, batch: int, channels: int, filters: int) -> None:
-    """Knobs ``threads_k`` x ``threads_c``, and ``ahead``, the blocks loaded before they are used."""
+    """Knobs ``threads_k`` x ``threads_c``, and ``ahead``, blocks loaded before they are used."""
     define_knobs(cfg, KNOBS, _ranked(current(), batch, channels, filters))
 
 
