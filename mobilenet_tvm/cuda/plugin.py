@@ -130,7 +130,7 @@ def library(*, emulated: bool = False) -> Path:
             "no C++ compiler to build the CUDA plug-in with: install g++ (or clang++ with "
             "libstdc++), or set CXX"
         )
-    described = hashlib.sha256(repr((compiler.command, compiler.version)).encode()).hexdigest()
+    described = hashlib.sha256(repr(compiler).encode()).hexdigest()
     path = folder / f"{name}-{described[:8]}.so"
     if path.exists():
         return path
