@@ -129,7 +129,7 @@ def test_wrong_output_is_caught(measurer: GpuMeasurer, good: Task, planted: Temp
 def test_kernel_that_faults_costs_its_trial_alone(
     measurer: GpuMeasurer, good: Task, planted: Templates
 ) -> None:
-    faulty = planted(storing(lambda tvm, x: x, shift=1 << 24))
+    faulty = planted(storing(lambda tvm, x: x, shift=64))
     trial = measurer.measure(faulty, good.default, PLENTY_S)
     assert trial.failure is Failure.RUN_ERROR, trial
     works(measurer, good)
