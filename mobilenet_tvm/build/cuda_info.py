@@ -12,14 +12,9 @@ from mobilenet_tvm.errors import UsageError
 
 
 class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel of the cubin, as it was compiled; nothing of it is measured.
+    """One kernel, as it was compiled; ``cuda.report.KernelReport`` says what the fields are.
 
-    ``registers``, ``spill_bytes`` and ``local_bytes`` are of a thread, ``shared_bytes`` of a block
-    of ``threads_per_block``; ``blocks`` of them are launched. ``occupancy`` is the share of a
-    multiprocessor's threads that can be resident at once, ``limited_by`` what keeps it from more.
-    ``global_efficiency`` is the share of the bytes moved from and to global memory that the threads
-    asked for, ``bank_conflicts`` how many turns an access to shared memory takes beyond the first,
-    both on average and None where they are not known.
+    Nothing of it is measured. ``occupancy`` 0 is a kernel that cannot be launched.
     """
 
     name: str
@@ -31,8 +26,8 @@ class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blocks: int
     occupancy: float
     limited_by: str
-    global_efficiency: float | None = None
-    bank_conflicts: float | None = None
+    global_efficiency: float
+    bank_conflicts: float
 
 
 class CudaInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +36,8 @@ class CudaInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``arch`` is ``sm_80``, ``compute_capability`` the same as ``8.0``. The image holds machine code
     for that, and with ``ptx`` also what the driver of any newer GPU compiles. ``image_digest`` is
     ``sha256:<hex>`` of the image, ``source`` the name of the file beside the ``.so`` that holds
-    the CUDA C which it was compiled from, ``source_digest`` that file's.
+    the CUDA C which it was compiled from, ``source_digest`` that file's. ``kernels`` are in the
+    image's order, none where a launch depends on shapes that are not known before it runs.
     """
 
     arch: str

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilenet_tvm.build.cuda_info import CudaInfo, source_digest, source_name, write_source
+from mobilenet_tvm.build.cuda_info import (
+    CudaInfo,
+    KernelInfo,
+    source_digest,
+    source_name,
+    write_source,
+)
 from mobilenet_tvm.cuda.codegen import Compiled
+from mobilenet_tvm.cuda.report import kernel_reports
 from mobilenet_tvm.cuda.sources import digest
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.targets import Preset
+from mobilenet_tvm.targets.gpus import Gpu
 
 
 def only_image(library: Any, compiled: Sequence[Compiled]) -> Compiled | None:
@@ -53,4 +62,13 @@ def write_kernels(path: Path, preset: Preset, image: Compiled) -> CudaInfo:
         image_digest=f"sha256:{digest(image.image)}",
         source=name,
         source_digest=source_digest(image.source),
+        kernels=_reports(image, preset.gpu),
     )
+
+
+def _reports(image: Compiled, gpu: Gpu) -> tuple[KernelInfo, ...]:
+    try:
+        reports = kernel_reports(image, gpu)
+    except ValueError:  # launched by shapes that are known at run time only
+        return ()
+    return tuple(KernelInfo(**dataclasses.asdict(one)) for one in reports)

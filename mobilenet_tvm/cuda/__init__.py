@@ -39,4 +39,8 @@ def activate() -> None:
     from mobilenet_tvm.cuda import codegen, plugin
 
     plugin.load(emulated=emulated())
+    if emulated():
+        from mobilenet_tvm.cuda import emulator
+
+        emulator.register()
     codegen.register()

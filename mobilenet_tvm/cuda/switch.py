@@ -5,44 +5,43 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Final
 
 from mobilenet_tvm import cuda
 from mobilenet_tvm.cuda.errors import CudaError
-
-ARCH_VARIABLE: Final = "MOBILENET_TVM_CUDA_ARCH"
-ORDER_VARIABLE: Final = "MOBILENET_TVM_CUDA_ORDER"
-FORWARD: Final = "forward"
-REVERSE: Final = "reverse"
 
 
 def emulate(arch: str) -> None:
     """Make the emulator the CUDA device of this process, and of its children, for good.
 
     Args:
-        arch: ``sm_80``, whose limits it has.
+        arch: ``sm_80``, whose limits it has from now on.
 
     Raises:
-        CudaError: this process has used the other plug-in already, and cannot have both.
+        CudaError: this process has used the other plug-in already, and cannot have both; or no
+            such GPU is known.
     """
-    if not cuda.emulated() and cuda.activate.cache_info().currsize:
+    from mobilenet_tvm.cuda import emulator
+
+    activated = bool(cuda.activate.cache_info().currsize)
+    if activated and not cuda.emulated():
         raise CudaError(
             "this process is set up for a GPU, and cannot have the emulator as well: start another "
             f"one, with {cuda.DEVICE_VARIABLE}={cuda.EMULATED} or --device emulated"
         )
     os.environ[cuda.DEVICE_VARIABLE] = cuda.EMULATED
-    os.environ[ARCH_VARIABLE] = arch
+    os.environ[emulator.ARCH_VARIABLE] = arch
+    if activated:
+        emulator.register()
 
 
 @contextlib.contextmanager
 def other_order() -> Iterator[None]:
     """The emulator runs the threads of a block in the other order than it does by default."""
-    before = os.environ.get(ORDER_VARIABLE)
-    os.environ[ORDER_VARIABLE] = FORWARD if before == REVERSE else REVERSE
+    from mobilenet_tvm.cuda import emulator
+
+    reverse = os.environ.get(emulator.ORDER_VARIABLE) == "reverse"
+    emulator.set_order(reverse=not reverse)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[ORDER_VARIABLE]
-        else:
-            os.environ[ORDER_VARIABLE] = before
+        emulator.set_order(reverse=reverse)

@@ -1,0 +1,1 @@
+// CUDA's header of this name: what it declares is in cuda_math.h.
