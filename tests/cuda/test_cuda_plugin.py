@@ -32,10 +32,10 @@ def has_driver():
     return True
 
 
-def run_python(code, **variables):
+def run_python(code, *arguments, **variables):
     """Run code in a process of its own; its last line of output as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env=os.environ | variables,
         capture_output=True,
         text=True,
@@ -135,6 +135,21 @@ print(json.dumps({
     assert not found["relay"]
     assert found["exist"] is has_driver()
     assert "its runtime alone" in found["said"]
+
+
+def test_a_program_without_python_s_tvm_loads_it(cuda_compiler):
+    code = """
+import ctypes, json, sys
+for path in sys.argv[1:]:
+    library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+found = ctypes.c_void_p()
+status = ctypes.CDLL(None).TVMFuncGetGlobal(b"device_api.cuda", ctypes.byref(found))
+print(json.dumps([status, found.value is not None, "tvm" in sys.modules]))
+"""
+    runtime = importlib.metadata.distribution(toolchain.TVM_PACKAGE).locate_file(
+        "tvm/libtvm_runtime.so"
+    )
+    assert run_python(code, str(runtime), str(plugin.library())) == [0, True, False]
 
 
 def test_cuda_is_activated_beside_the_runtime_alone(cuda_compiler):
