@@ -164,6 +164,8 @@ def _describe(convolution: Any) -> tuple[str, int]:
     """Label and size of the weights of an NHWC convolution in a compute DAG."""
     import tvm
 
+    if "winograd" in convolution.name:
+        return _describe_winograd(convolution)
     data, kernel = convolution.input_tensors
     rows = next(
         load.indices[1]
@@ -183,6 +185,27 @@ def _describe(convolution: Any) -> tuple[str, int]:
         (filters, 1 if depthwise else third, kernel_height, kernel_width),
         int(stride),
         depthwise=depthwise,
+    )
+    return label, tensor_bytes(kernel.shape)
+
+
+def _describe_winograd(convolution: Any) -> tuple[str, int]:
+    """The same of one by Winograd's method, which TVM takes for a GPU's square ones of stride 1.
+
+    Its weights are transformed beforehand: ``[tile, tile, O, I]``, where a tile is as high as the
+    kernel and the part of the output that it yields, less one.
+    """
+    (inverse,) = convolution.input_tensors
+    product = next(tensor for tensor in inverse.op.input_tensors if tensor.op.name == "bgemm")
+    (kernel,) = (tensor for tensor in product.op.input_tensors if not tensor.op.input_tensors)
+    data = next(tensor for tensor in product.op.input_tensors if tensor.op.input_tensors)
+    while data.op.input_tensors:  # tiles, padding; the constants of the method come second
+        data = data.op.input_tensors[0]
+    _, height, width, channels = (int(size) for size in data.shape)
+    tile, _, filters, _ = (int(size) for size in kernel.shape)
+    size = tile - int(inverse.shape[0]) + 1
+    label = layer_label(
+        (1, channels, height, width), (filters, channels, size, size), 1, depthwise=False
     )
     return label, tensor_bytes(kernel.shape)
 

@@ -73,7 +73,8 @@ mobilenet_tvm_switch:
 namespace mobilenet_tvm_emulated {
 namespace {
 
-constexpr std::size_t kGuardBytes = 64 << 10;
+// Wide, for an array in local memory is first touched anywhere.
+constexpr std::size_t kGuardBytes = 1 << 20;
 
 }  // namespace
 

@@ -76,6 +76,7 @@ class Machine {
   void Enter(std::size_t number);
   Fiber* Take();
   void Abandon();
+  void CheckGaps();
   void Fail(CUresult code, const char* name, const std::string& words);
   std::string Argument(const void* begin) const;
   std::string Explain(const Fault& fault) const;
@@ -303,6 +304,7 @@ bool Machine::ReleaseWarp(std::size_t first, std::size_t last, bool active_only)
     for (std::size_t i = first; i < last; ++i) {
       const Thread& thread = threads_[i];
       if (thread.state != State::kInWarp || thread.line != line) continue;
+      if ((thread.op == WarpOp::kActive) != active_only) continue;
       std::uint32_t here = 0;
       for (std::size_t j = first; j < last; ++j) {
         const Thread& other = threads_[j];
@@ -442,15 +444,15 @@ Outcome Machine::Check(Index grid, Index block, std::size_t dynamic_bytes) const
     fixed = (fixed + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
     fixed += kernel.shared[i].bytes;
   }
-  const std::size_t dynamic_limit =
-      std::max(function_->dynamic_limit, limits.shared_per_block - std::min(
-          limits.shared_per_block, fixed));
-  if (fixed > limits.shared_per_block || dynamic_bytes > dynamic_limit ||
-      fixed + dynamic_bytes > limits.shared_per_block_optin) {
-    const std::size_t most = std::max(limits.shared_per_block, std::min(
-        fixed + function_->dynamic_limit, limits.shared_per_block_optin));
+  // More than the usual is only for who asked, and only at run time.
+  const std::size_t most =
+      function_->dynamic_limit == 0
+          ? limits.shared_per_block
+          : std::min(fixed + function_->dynamic_limit, limits.shared_per_block_optin);
+  if (fixed > limits.shared_per_block || fixed + dynamic_bytes > most) {
     return invalid("wants " + Count(fixed + dynamic_bytes, "byte") +
-                   " of shared memory a block" + has_at_most(most));
+                   " of shared memory a block" +
+                   has_at_most(fixed > limits.shared_per_block ? limits.shared_per_block : most));
   }
   // A warp gets its registers in lots of 256.
   const std::size_t warps = (threads + kWarp - 1) / kWarp;
@@ -512,24 +514,29 @@ Outcome Machine::Launch(const Function& function, Index grid, Index block,
     }
     if (!RunBlock()) {
       Abandon();
-      return outcome_;
+      break;
     }
   }
+  CheckGaps();
+  return outcome_;
+}
+
+// Writes too near to a buffer for its guard to see them; where they are looked at, all is made
+// good again.
+void Machine::CheckGaps() {
+  const Kernel& kernel = *function_->kernel;
+  auto wrote = [&](const std::string& words) {
+    if (outcome_.code != CUDA_SUCCESS) return;
+    Fail(CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "wrote " + words);
+  };
   for (unsigned k = 0; k < kernel.shared_count; ++k) {
-    if (auto offset = shared_[k]->WrittenGap()) {
-      const auto begin = reinterpret_cast<std::uintptr_t>(shared_[k]->data());
-      Fail(CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS",
-           "wrote " + Where(begin + *offset, begin, shared_[k]->bytes(),
-                            std::string("the shared array ") + kernel.shared[k].name));
-      return outcome_;
+    if (auto at = shared_[k]->WrittenGap()) {
+      wrote(Where(*at, reinterpret_cast<std::uintptr_t>(shared_[k]->data()), shared_[k]->bytes(),
+                  std::string("the shared array ") + kernel.shared[k].name));
     }
   }
   void* begin = nullptr;
-  if (auto where = DescribeWrittenGap(&begin)) {
-    Fail(CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS",
-         "wrote " + *where + Argument(begin));
-  }
-  return outcome_;
+  while (auto where = DescribeWrittenGap(&begin)) wrote(*where + Argument(begin));
 }
 
 }  // namespace

@@ -15,8 +15,8 @@ namespace {
 
 // Wide enough for a row or a channel too many; only addresses are spent.
 constexpr std::size_t kGuardBytes = 1 << 20;
-// TVM refuses an input that is less aligned (kAllocAlignment); what is left of it between the end
-// of a buffer and its guard holds poison, and is looked at after each launch.
+// TVM refuses an input that is less aligned (kAllocAlignment); what is left of it between a
+// buffer and its guards holds poison, and is looked at after each launch.
 constexpr std::size_t kAlignment = 64;
 // Buffers freed last, whose addresses are kept from new ones so that a use of them is seen.
 constexpr std::size_t kFreedKept = 64;
@@ -73,7 +73,7 @@ unsigned char* Guarded::Begin(std::size_t bytes) {
   unsigned char* end = mapping_ + guard_ + room_;
   bytes_ = bytes;
   data_ = end - RoundUp(bytes, alignment_);
-  std::memset(data_, kPoison, end - data_);
+  std::memset(mapping_ + guard_, kPoison, room_);
   return data_;
 }
 
@@ -84,14 +84,20 @@ bool Guarded::Near(std::uintptr_t address) const {
   return begin <= address && address < begin + mapped_;
 }
 
-std::optional<std::size_t> Guarded::WrittenGap() {
-  unsigned char* const end = mapping_ + guard_ + room_;
-  unsigned char* const gap = data_ + bytes_;
-  unsigned char* const found =
-      std::find_if(gap, end, [](unsigned char byte) { return byte != kPoison; });
-  if (found == end) return std::nullopt;
-  std::memset(gap, kPoison, end - gap);
-  return found - data_;
+std::optional<std::uintptr_t> Guarded::WrittenGap() {
+  unsigned char* const room = mapping_ + guard_;
+  unsigned char* const gaps[][2] = {{data_ + bytes_, room + room_}, {room, data_}};
+  std::optional<std::uintptr_t> found;
+  for (const auto& [from, to] : gaps) {
+    const std::size_t bytes = to - from;
+    // All are the first one's equals where each equals the one before.
+    if (bytes == 0 || (*from == kPoison && std::memcmp(from, from + 1, bytes - 1) == 0)) continue;
+    unsigned char* at = from;
+    while (*at == kPoison) ++at;
+    if (!found) found = reinterpret_cast<std::uintptr_t>(at);
+    std::memset(from, kPoison, bytes);
+  }
+  return found;
 }
 
 void* Allocate(std::size_t bytes) {
@@ -176,9 +182,9 @@ std::optional<std::string> DescribeWrittenGap(void** begin) {
   Heap& heap = TheHeap();
   std::lock_guard<std::mutex> lock(heap.mutex);
   for (const auto& [at, buffer] : heap.buffers) {
-    if (auto offset = buffer->WrittenGap()) {
+    if (auto address = buffer->WrittenGap()) {
       *begin = reinterpret_cast<void*>(at);
-      return Where(at + *offset, at, buffer->bytes(), "a buffer");
+      return Where(*address, at, buffer->bytes(), "a buffer");
     }
   }
   return std::nullopt;

@@ -25,16 +25,16 @@ class Guarded {
 
   bool Ok() const { return mapping_ != nullptr; }
   std::size_t capacity() const { return room_; }
-  // Make it `bytes` long; what it held is poison then.
+  // Make it `bytes` long; all that may be read is poison then.
   unsigned char* Begin(std::size_t bytes);
   // Fill it with poison once more.
   void Poison();
   unsigned char* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
-  // Whether an address is in the memory, the gap behind it or the guards around it.
+  // Whether an address is in the memory, the gaps around it or the guards around those.
   bool Near(std::uintptr_t address) const;
-  // Where the gap behind it was written to, as an offset from its begin; then makes it good.
-  std::optional<std::size_t> WrittenGap();
+  // An address between it and its guards that was written to; then makes that good.
+  std::optional<std::uintptr_t> WrittenGap();
 
  private:
   unsigned char* mapping_ = nullptr;
