@@ -1,13 +1,24 @@
-"""What the tests of CUDA share: the plug-in, and kernels that are made for them."""
+"""What the tests of CUDA share: the plug-in, and kernels that are made for them.
+
+Tests run on the emulator in a process of their own: ``emulated_process.py`` says how.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from mobilenet_tvm import cuda
 from mobilenet_tvm.cuda import compilers
+
+# A child process finds it by this, too.
+sys.path.append(str(Path(__file__).parent))
+
+from emulated_process import EmulatedProcess  # noqa: E402
 
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvrtc-cu12",
             "nvidia-cuda-runtime-cu12", "nvidia-nvfatbin-cu12")  # fmt: skip
@@ -55,3 +66,11 @@ def compile_kernel(cuda_active):
         return compiled, module
 
     return compile_one
+
+
+@pytest.fixture(scope="module")
+def emulated(cuda_compiler) -> Iterator[EmulatedProcess]:
+    """A process, one for a test file, whose CUDA device is the emulator (an sm_80)."""
+    process = EmulatedProcess()
+    yield process
+    process.close()
