@@ -18,7 +18,7 @@ from mobilenet_tvm.cuda import compilers
 # A child process finds it by this, too.
 sys.path.append(str(Path(__file__).parent))
 
-from emulated_process import EmulatedProcess  # noqa: E402
+from emulated_process import EmulatedProcess
 
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvrtc-cu12",
             "nvidia-cuda-runtime-cu12", "nvidia-nvfatbin-cu12")  # fmt: skip

@@ -92,7 +92,8 @@ def _call(file: str, name: str, arguments: tuple[Any, ...]) -> Any:
     if file not in _modules:
         called = f"emulated_{len(_modules)}"
         spec = importlib.util.spec_from_file_location(called, file)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[called] = module
         spec.loader.exec_module(module)

@@ -19,6 +19,7 @@ COPY = "b[threadIdx.x] = a[threadIdx.x];"
 def _kernel(body, bound="", dynamic=False):
     """A function of the two buffers, the blocks, the threads (and bytes of shared memory)."""
     import tvm
+
     from mobilenet_tvm.cuda import sources
 
     source = KERNEL % (bound, body)
@@ -37,6 +38,7 @@ def _launch(body, *launch, bound="", order="forward", size=SIZE):
     import ctypes
 
     import tvm
+
     from mobilenet_tvm.cuda import emulator
 
     device = tvm.cuda(0)
@@ -58,11 +60,9 @@ def _bounded(body, *launch):
 
 def fault(emulated, function, *arguments):
     """The line that tells what was wrong."""
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_") as caught:
         emulated.call(function, *arguments)
-    told = re.findall(r"CUDA_ERROR_\w+: .*", str(caught.value))
-    assert told, str(caught.value)
-    return told[0]
+    return re.findall(r"CUDA_ERROR_\w+: .*", str(caught.value))[0]
 
 
 def test_a_right_kernel_first(emulated):
@@ -143,7 +143,8 @@ def test_what_is_never_written_is_nan(emulated):
     assert np.isnan(result).tolist() == [False] * 99 + [True]
 
 
-REVERSE = "__shared__ float s[64]; s[threadIdx.x] = a[threadIdx.x]; %s b[threadIdx.x] = s[63-threadIdx.x];"
+REVERSE = """__shared__ float s[64]; s[threadIdx.x] = a[threadIdx.x]; %s
+b[threadIdx.x] = s[63 - threadIdx.x];"""
 
 
 def test_a_missing_barrier_is_nan_in_both_orders(emulated):
@@ -339,6 +340,7 @@ def _unknown():
     import ctypes
 
     import tvm
+
     from mobilenet_tvm.cuda import CudaError
 
     described = [{"name": "k", "arg_types": ["handle"], "launch_param_tags": ["blockIdx.x"]}]
