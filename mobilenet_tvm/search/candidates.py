@@ -237,6 +237,30 @@ def build_reference_here(candidate: Candidate, weight_bytes: int) -> Kernel:
     return _compile(tvm.target.Target("llvm"), naive, _activation_first(arguments, weight_bytes))
 
 
+def build_launch(target: str, host: str | None) -> Any:
+    """The smallest kernel, ``SENT_NAME(array)``: one thread adds one to ``[1] float32``.
+
+    What it takes in a row of launches is what a launch takes.
+    """
+    toolchain.activate()
+    import tvm
+    from tvm import te
+
+    number = te.placeholder((1,), "float32", name="number")
+    more = te.compute((1,), lambda i: number[i] + 1.0, name="more")
+    schedule = te.create_schedule(more.op)
+    schedule[more].bind(schedule[more].op.axis[0], te.thread_axis("threadIdx.x"))
+    place = tvm.tir.decl_buffer((1,), "float32", name="place")
+    cuda.activate()
+    return tvm.build(
+        schedule,
+        [place],
+        target=tvm.target.Target(target, host=host),
+        name=SENT_NAME,
+        binds={number: place, more: place},
+    )
+
+
 def _activation_first(arguments: tuple[Any, ...], weight_bytes: int) -> tuple[Any, ...]:
     """The arguments with what the layer before wrote in front, and the result at the end.
 
