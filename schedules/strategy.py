@@ -35,14 +35,14 @@ class Template:
         compute: AutoTVM's compute function.
         schedule: AutoTVM's schedule function.
         task: name of both.
-        define_space: where the weights of a register tile lie together, what defines the knob
-            ``chunks``, given a configuration, the output's channel blocks, its height and width.
+        kernel_chunks: where the weights of several of the output's channel blocks lie together,
+            of how many, given a configuration, the output's channel blocks, its height and width.
     """
 
     compute: Any
     schedule: Any
     task: str
-    define_space: Callable[[Any, int, int, int], None] | None = None
+    kernel_chunks: Callable[[Any, int, int, int], int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def _kind(backend: Backend, attrs: Any, data: Any, kernel: Any, target: Any) -> 
         if max(pads[0], pads[2]) >= kernel_shape[2]:
             return None
         kind = "stem"
-    if backend.templates[kind].define_space is not None and len(kernel_shape) == 6:
+    if backend.templates[kind].kernel_chunks is not None and len(kernel_shape) == 6:
         # Several blocks of the output in one of the weights: TVM's templates know no such thing,
         # and ours must not take for it what hand-written Relay means by other blocks.
         with target:
@@ -177,9 +177,9 @@ def _alter_layout(
     context = autotvm.task.DispatchContext.current
     config = context.query(target, plain_workload)
     kernel_block = out_block
-    if template.define_space is not None:
-        template.define_space(config, filters // out_block, *map(int, out_type.shape[2:4]))
-        kernel_block *= config["chunks"].val
+    if template.kernel_chunks is not None:
+        size = map(int, out_type.shape[2:4])
+        kernel_block *= template.kernel_chunks(config, filters // out_block, *size)
 
     data_layout = f"NCHW{in_block}c"
     data_shape: tuple[int, ...] = (batch, channels // in_block, height, width, in_block)
