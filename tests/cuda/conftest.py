@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from mobilenet_tvm import cuda
+from mobilenet_tvm import cuda, frontend, targets, zoo
+from mobilenet_tvm.build import compile_model
+from mobilenet_tvm.build.manifest import ModelInfo
 from mobilenet_tvm.cuda import compilers
 
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvrtc-cu12",
@@ -55,3 +59,34 @@ def compile_kernel(cuda_active):
         return compiled, module
 
     return compile_one
+
+
+@pytest.fixture
+def check_kernels(cuda_active: None, tmp_path: Path) -> Callable[[str, str], None]:
+    """``check_kernels(network, preset)``: compiled untuned, every kernel fits the GPU.
+
+    None spills, and nothing stands between two convolutions.
+    """
+
+    def check(network: str, preset_name: str) -> None:
+        preset = targets.resolve(preset_name)
+        clean = frontend.clean(frontend.from_proto(zoo.build(network), network))
+        info = ModelInfo(network, clean.original.digest)
+        manifest = compile_model(frontend.to_relay(clean), preset, tmp_path / "net.so", info=info)
+        gpu, made = preset.gpu, manifest.cuda
+        assert gpu is not None
+        assert made is not None
+        assert made.arch == gpu.arch
+        assert len(made.kernels) > 10
+        for kernel in made.kernels:
+            assert kernel.spill_bytes == 0, kernel
+            assert kernel.local_bytes == 0, kernel
+            assert 0 < kernel.registers <= gpu.registers_per_thread, kernel
+            assert kernel.threads_per_block <= gpu.threads_per_block, kernel
+            assert kernel.shared_bytes <= gpu.shared_per_block, kernel
+            assert kernel.occupancy > 0, kernel
+            assert "_pad_" not in kernel.name
+        # The image comes in and a row of scores goes out as they are.
+        assert manifest.tuning.layout_transforms <= 1
+
+    return check
