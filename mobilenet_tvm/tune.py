@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             "cpu": device.cpu,
         }
         clearly = CLEARLY_ESTIMATED if device.timing == "estimated" else CLEARLY
-        best = choose_records(job.all_tasks, records, clearly=clearly)
+        best = choose_records(job.all_tasks, records, clearly=clearly, launch_s=device.launch_s)
         try:
             manifest, _, payload = artifact.compile_and_check(job, best, args, out)
         except VerbFailedError as error:

@@ -1,4 +1,4 @@
-"""Where ``tune`` measures: this machine or its GPU, boards at a tracker, or what is emulated here."""
+"""Where ``tune`` measures: this machine or its GPU, boards at a tracker, or emulated ones."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ def _check_gpu_options(args: argparse.Namespace, preset: Preset, gpu: Gpu, name:
         raise UsageError(_EMULATED_GPU.format(what="--device emulated"))
     if name == LOCAL and not cuda.emulated() and (why := _why_not_here(preset, gpu)):
         raise UsageError(
-            f"{preset.name} cannot be tuned on this machine: {why}: give the --tracker and --key of "
-            "a machine that can, or use python -m mobilenet_tvm.compile with a log from it; --device "
-            "emulated --allow-emulated tries all but the speed"
+            f"{preset.name} cannot be tuned on this machine: {why}: give the --tracker and --key "
+            "of a machine that can, or use python -m mobilenet_tvm.compile with a log from it; "
+            "--device emulated --allow-emulated tries all but the speed"
         )
 
 
@@ -141,10 +141,8 @@ def _why_not_here(preset: Preset, gpu: Gpu) -> str | None:
         return why_none()
     if fits(preset, found.name, found.compute_capability):
         return None
-    needed, has = (
-        ".".join(map(str, c)) for c in (gpu.compute_capability, found.compute_capability)
-    )
-    return f"its {found.name} has compute capability {has}, and that is for {needed}"
+    has = ".".join(map(str, found.compute_capability))
+    return f"its {found.name} has compute capability {has}, and {preset.name} is for {gpu.arch}"
 
 
 def fits(preset: Preset, name: str, capability: Capability) -> bool:

@@ -7,6 +7,7 @@ child that may die.
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -159,16 +160,15 @@ def _compile(
         except tvm.TVMError as error:
             if _VIOLATED not in str(error):
                 raise
-            raise LimitError(_violations(str(error))) from None
+            raise RuntimeError(_violations(str(error))) from None
+        except cuda.CudaError as error:  # NVRTC refuses it: in the parent that would end the run
+            raise RuntimeError(str(error)) from None
     return Kernel(built, arguments)
 
 
-class LimitError(Exception):
-    """A kernel needs more than the GPU has."""
-
-
-# Says TVM's pass before it lists what is too much, a line each.
+# What TVM's pass says of a kernel that needs more than the GPU has, and the lines that say of what.
 _VIOLATED = "GPU constraint(s) violated:"
+_TOO_MUCH = re.compile(r"^\s*((?:Used|Extent of|Number of) .*\)) *;?$", re.MULTILINE)
 # CUDA C++ Programming Guide, "Compute Capabilities": of any GPU.
 _MOST_THREADS_Z = 64
 
@@ -207,9 +207,7 @@ def limits_pass(target: Any) -> Any:
 
 def _violations(text: str) -> str:
     """What TVM's pass says is too much, in one line."""
-    said = text.partition(_VIOLATED)[2].partition("In function")[0]
-    parts = dict.fromkeys(line.strip(" ;") for line in said.splitlines() if line.strip())
-    return f"it exceeds the GPU's limits: {'; '.join(parts)}"
+    return f"it exceeds the GPU's limits: {'; '.join(dict.fromkeys(_TOO_MUCH.findall(text)))}"
 
 
 def build_to_send(candidate: Candidate, weight_bytes: int, *, as_in_model: bool) -> Kernel:
