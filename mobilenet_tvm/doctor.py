@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         memory_gb = look("the memory", environment.memory_gb)
         cache = look("the cache folder", lambda: environment.cache(troubles))
         board = look("the emulated board", environment.emulated_board)
-        cuda = look("CUDA", lambda: environment.cuda(troubles))
+        cuda = look("CUDA", lambda: environment.cuda(tvm is not None))
         look("the toolchain", lambda: troubles.extend(toolchain.problems()))
     usable = next((row for row in rows if row.preset == default), None)
     if usable is not None and tvm is not None and not (usable.compile.ok and usable.run.ok):

@@ -234,8 +234,11 @@ def emulated_board() -> dict[str, Any]:
     }
 
 
-def cuda(troubles: list[Problem]) -> dict[str, Any]:
-    """Whether this machine compiles for NVIDIA GPUs, with what, and which GPU it has."""
+def cuda(tvm_usable: bool) -> dict[str, Any]:
+    """Whether this machine compiles for NVIDIA GPUs, with what, and which GPU it has.
+
+    No trouble where it does not: only ``--target cuda`` needs it, and the answer says what to do.
+    """
     from mobilenet_tvm.cuda import gpu, probe
 
     found = gpu.find_gpu()
@@ -250,6 +253,8 @@ def cuda(troubles: list[Problem]) -> dict[str, Any]:
     }
     if not answer["installed"]:
         return answer
+    if not tvm_usable:
+        return answer | {"compile": asdict(Answer(False, "the pinned TVM is not usable"))}
     worker = toolchain.Worker()
     try:
         made = worker.call(probe.loaded, timeout_s=CUDA_TIMEOUT_S)
@@ -268,9 +273,6 @@ def cuda(troubles: list[Problem]) -> dict[str, Any]:
         answer["compile"] = asdict(Answer(False, why))
     finally:
         worker.close()
-    if not answer["compile"]["ok"]:
-        mend = "only --target cuda needs it"
-        troubles.append(Problem(f"CUDA cannot be compiled for ({answer['compile']['why']})", mend))
     return answer
 
 

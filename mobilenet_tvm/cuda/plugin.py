@@ -209,7 +209,10 @@ def _key(tvm: Path, sources: list[Path]) -> str:
     for library in ("libtvm.so", "libtvm_runtime.so"):
         key.update(build_id(tvm / library).encode())
     key.update(repr((_FLAGS, _LINK, _RUNTIME_SOURCES, platform.libc_ver())).encode())
-    for source in (*sources, *sorted(_NATIVE.rglob("*.h"))):
+    headers = {*(_NATIVE / "include").rglob("*.h")}
+    for folder in {source.parent for source in sources}:
+        headers |= {*folder.glob("*.h")}
+    for source in (*sources, *sorted(headers)):
         key.update(f"{source.relative_to(_NATIVE)}\n".encode())
         key.update(source.read_bytes())
     return key.hexdigest()[:16]

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from tvm.relay.op.strategy import cuda as stock
 from tvm.relay.op.strategy import generic
 
-from mobilenet_tvm.schedules.cuda import depthwise, pointwise, stem
+from mobilenet_tvm.schedules.cuda import depthwise, others, pointwise, stem
 from mobilenet_tvm.schedules.cuda.target import channel_block, is_cuda
 from mobilenet_tvm.schedules.strategy import Backend, Template
 
@@ -39,6 +39,11 @@ BACKEND = Backend(
                 stem.stem_conv2d, stem.schedule_stem_conv2d, stem.TASK, pointwise.whole
             ),
         }
+    ),
+    schedules=(
+        (others.ELEMENTWISE, stock.schedule_injective_cuda, others.elementwise),
+        (others.WINDOW_POOLS, stock.schedule_pool_cuda, others.window_pool),
+        (others.GLOBAL_POOLS, stock.schedule_adaptive_pool_cuda, others.global_pool),
     ),
 )
 

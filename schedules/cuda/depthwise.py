@@ -20,7 +20,7 @@ from tvm.topi.nn.utils import get_pad_tuple
 from mobilenet_tvm.schedules import depthwise as shared
 from mobilenet_tvm.schedules.cuda import threads as of
 from mobilenet_tvm.schedules.cuda.model import Work
-from mobilenet_tvm.schedules.cuda.space import define_knobs, ranked, values
+from mobilenet_tvm.schedules.cuda.space import columns, define_knobs, ranked, values
 from mobilenet_tvm.schedules.cuda.target import Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 
@@ -60,9 +60,7 @@ def layer_of(data: te.Tensor, kernel: te.Tensor, strides: Any, padding: Any) -> 
 
 def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
     chunks = layer.channels // channel_block(layer.channels)
-    for rows, threads_x in itertools.product(
-        divisors(layer.height, 8), divisors(layer.width, 128)[-3:]
-    ):
+    for rows, threads_x in itertools.product(divisors(layer.height, 8), columns(layer.width)):
         for threads_y, threads_c in itertools.product(
             divisors(layer.height // rows, 16), divisors(chunks, 64)
         ):
@@ -93,12 +91,12 @@ def work(layer: Layer, tile: tuple[int, ...]) -> Work:
     return Work(
         blocks=pixels // outputs,
         threads=threads,
-        registers=rows * block + 2 * own_rows * block + tall * block + 24,
+        registers=(rows + own_rows) * block + 28,
         shared_bytes=4 * image * staged,
         fmas=outputs * tall * wide,
         shared_traffic=4 * block * (loads + weights) + 4 * image * staged,
         l2_traffic=4 * (image + threads_c * tall * wide * block + outputs),
-        memory_traffic=4 * (pixels * (1 + down * along) + layer.channels * tall * wide),
+        traffic=4 * (pixels * (1 + down * along) + layer.channels * tall * wide),
         stages=1,
         # A predicate and an address for each load of the padded image.
         instructions=12 * (trips if staged else loads) + 2 * outputs,

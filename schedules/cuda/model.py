@@ -7,15 +7,18 @@ and a GPU by its data sheet; it has not been fitted to any measurement.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mobilenet_tvm.schedules.cuda.target import Gpu
 
 SHARED_BYTES_PER_CYCLE = 128  # that one multiprocessor's shared memory and L1 deliver
-L2_BYTES_PER_CYCLE = 64  # that one multiprocessor gets from L2
+L2_BYTES_PER_CYCLE = 48  # that one multiprocessor gets from L2 while all do
 GLOBAL_LATENCY_CYCLES = 500  # of a load that L1 does not hold
 SHARED_LATENCY_CYCLES = 30
 BARRIER_CYCLES = 30
+PROLOGUE_INSTRUCTIONS = 100  # of each thread: its indices, zeroed sums
+IMPERFECT = 0.15  # of what should overlap with the slowest resource and does not quite
 SCHEDULERS = 4  # of a multiprocessor; each starts an instruction of one warp in a cycle
 REGISTER_UNIT = 256  # registers are given to a warp in units of so many
 SHARED_UNIT = 256  # bytes
@@ -33,7 +36,7 @@ class Work:
         fmas: of one block, all its threads together.
         shared_traffic: bytes that go from shared memory or L1 to registers, and to shared memory.
         l2_traffic: bytes that one block reads past L1, and writes.
-        memory_traffic: bytes that the whole kernel moves from and to memory.
+        traffic: bytes that the whole kernel reads at least once, and writes.
         stages: times that a block waits for loads, one after the other.
         overlapped: whether the next stage's loads are under way while one is computed.
         instructions: of one block beside FMAs and shared loads: addresses, predicates, epilogue.
@@ -47,7 +50,7 @@ class Work:
     fmas: int
     shared_traffic: int
     l2_traffic: int
-    memory_traffic: int
+    traffic: int
     stages: int
     overlapped: bool = False
     instructions: int = 0
@@ -95,12 +98,14 @@ def _cycles(gpu: Gpu, work: Work, resident: int) -> float:
     fullness = work.threads / (warps * gpu.warp)
     busy_schedulers = min(1.0, resident * warps / SCHEDULERS)
     fma = work.fmas / (gpu.lanes * fullness)
-    issue = (work.fmas + work.instructions + work.shared_traffic / 16) / (
+    instructions = work.instructions + PROLOGUE_INSTRUCTIONS * work.threads
+    issue = (work.fmas + instructions + work.shared_traffic / 16) / (
         SCHEDULERS * gpu.warp * fullness
     )
     shared = work.shared_traffic / SHARED_BYTES_PER_CYCLE
     l2 = work.l2_traffic / L2_BYTES_PER_CYCLE
-    busy = max(max(fma, issue) / busy_schedulers, shared, l2)
+    resources = (max(fma, issue) / busy_schedulers, shared, l2)
+    busy = max(resources) + IMPERFECT * (sum(resources) - max(resources))
     stages = max(work.stages, 1)
     latency = GLOBAL_LATENCY_CYCLES + BARRIER_CYCLES
     # What one block leaves idle while it waits, the others fill as far as they can.
@@ -118,4 +123,26 @@ def microseconds(gpu: Gpu, work: Work) -> float:
     cycles = waves * _cycles(gpu, work, resident)
     if rest:
         cycles += _cycles(gpu, work, -(-rest // gpu.multiprocessors))
-    return max(cycles / (gpu.clock_ghz * 1e3), work.memory_traffic / (gpu.memory_gbps * 1e3))
+    # In a network a kernel's input was just written, and its weights were read one inference ago.
+    memory = work.traffic / (gpu.memory_gbps * 1e3) if 2 * work.traffic > gpu.l2_bytes else 0.0
+    computing = cycles / (gpu.clock_ghz * 1e3)
+    return max(computing, memory) + IMPERFECT * min(computing, memory)
+
+
+def wavefronts(address: Callable[[int], int], threads: int) -> int:
+    """Passes that shared memory takes for one 16-byte load of each of ``threads`` threads.
+
+    A quarter of a warp is served at once where its vectors lie in different banks or are the same.
+
+    Args:
+        address: of a thread's vector, in vectors of 16 bytes.
+        threads: a multiple of 8, or the last few are not counted.
+    """
+    passes = 0
+    for first in range(0, threads - 7, 8):
+        banks: dict[int, set[int]] = {}
+        for thread in range(first, first + 8):
+            vector = address(thread)
+            banks.setdefault(vector % 8, set()).add(vector)
+        passes += max(len(vectors) for vectors in banks.values())
+    return passes

@@ -30,9 +30,9 @@ from tvm import autotvm, te
 from mobilenet_tvm.schedules import pointwise as shared
 from mobilenet_tvm.schedules.cuda import threads as of
 from mobilenet_tvm.schedules.cuda import vector
-from mobilenet_tvm.schedules.cuda.model import BARRIER_CYCLES, Work
-from mobilenet_tvm.schedules.cuda.space import define_knobs, ranked, values
-from mobilenet_tvm.schedules.cuda.target import Gpu, channel_block, current
+from mobilenet_tvm.schedules.cuda.model import BARRIER_CYCLES, Work, wavefronts
+from mobilenet_tvm.schedules.cuda.space import columns, define_knobs, ranked, values
+from mobilenet_tvm.schedules.cuda.target import LANES, Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 
 TASK = "pointwise_conv2d_NCHWc.mobilenet_cuda"
@@ -50,6 +50,7 @@ KNOBS = (
 )
 MAX_SUMS = 64  # in registers; with more, too few threads are resident
 MIN_THREADS, MAX_THREADS = 32, 512
+_BANKS = 32  # of shared memory, a float each
 
 
 class Layer(NamedTuple):
@@ -73,19 +74,76 @@ def layer_of(data: te.Tensor, kernel: te.Tensor) -> Layer:
     )  # fmt: skip
 
 
-def registers(sums: int, operands: int) -> int:
-    """Of a thread, as ptxas counts them: sums, what is multiplied (twice, to load ahead), and
-    addresses."""
-    return sums + 2 * operands + 24
+def registers(sums: int, operands: int, loads: int) -> int:
+    """Of a thread, about what ptxas gives it: sums, addresses, and what is under way.
+
+    That is either what is multiplied, twice, to load ahead, or the vectors of the next stage.
+    """
+    return sums + max(2 * operands, LANES * loads) + 24
+
+
+class Padding(NamedTuple):
+    """Vectors of 16 bytes left free between two channel blocks of a stage, and what they help.
+
+    Without them the groups of ``split`` may all find their operands in the same banks.
+
+    Attributes:
+        pixels: between two channel blocks of the image.
+        weights: between those of the weights.
+        pixel_passes: that a load of a pixel takes, of the least.
+        weight_passes: that a load of weights takes, of the least.
+    """
+
+    pixels: int
+    weights: int
+    pixel_passes: float
+    weight_passes: float
+
+
+@functools.cache
+def padding(
+    chunks: int, rows: int, threads_k: int, threads_y: int, threads_x: int, step: int, split: int
+) -> Padding:
+    """The padding with the fewest passes."""
+    own = threads_k * threads_y * threads_x
+    looked_at = min(own * split // 8 * 8, 64)
+    if not looked_at:
+        return Padding(0, 0, 1.0, 1.0)
+
+    def pixel_passes(pad: int) -> int:
+        of_group = step * (threads_y * rows * threads_x + pad)
+
+        def address(thread: int) -> int:
+            group, thread = divmod(thread, own)
+            y, x = divmod(thread % (threads_y * threads_x), threads_x)
+            return group * of_group + y * rows * threads_x + x
+
+        return wavefronts(address, looked_at)
+
+    def weight_passes(pad: int) -> int:
+        of_group = step * (LANES * threads_k * chunks + pad)
+
+        def address(thread: int) -> int:
+            group, thread = divmod(thread, own)
+            return group * of_group + thread // (threads_y * threads_x) * chunks
+
+        return wavefronts(address, looked_at)
+
+    pads = range(8) if split > 1 else (0,)
+    pixels = min(pads, key=lambda pad: (pixel_passes(pad), pad))
+    weights = min(pads, key=lambda pad: (weight_passes(pad), pad))
+    least = looked_at // 8
+    return Padding(pixels, weights, pixel_passes(pixels) / least, weight_passes(weights) / least)
 
 
 def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
     in_chunks = layer.channels // channel_block(layer.channels)
     out_block = channel_block(layer.filters)
     out_chunks = layer.filters // out_block
-    all_columns = divisors(layer.width, 64)[-3:]
     for chunks, rows, threads_x in itertools.product(
-        [n for n in (1, 2, 3, 4) if out_chunks % n == 0], divisors(layer.height, 16), all_columns
+        [n for n in (1, 2, 3, 4) if out_chunks % n == 0],
+        divisors(layer.height, 16),
+        columns(layer.width),
     ):
         if chunks * rows * out_block > MAX_SUMS:
             continue
@@ -116,29 +174,37 @@ def work(layer: Layer, tile: tuple[int, ...]) -> Work:
     pixels = threads_y * rows * threads_x
     filters = threads_k * chunks * out_block
     stages = in_chunks // (step * split)
-    staged = 4 * step * split * in_block * (pixels + filters)
+    pad = padding(*tile[:-1])
+    staged_pixels = 4 * step * split * (in_block * pixels + LANES * pad.pixels)
+    staged_weights = 4 * step * split * (in_block * filters + LANES * pad.weights)
+    staged = staged_pixels + staged_weights
     sums_bytes = 4 * split * filters * pixels if split > 1 else 0
+    shared_bytes = buffers * staged
+    if sums_bytes > buffers * max(staged_pixels, staged_weights):  # TVM reuses one of the two
+        shared_bytes = sums_bytes + buffers * min(staged_pixels, staged_weights)
     sums = chunks * rows * out_block
     # Of one thread for one channel block of the input: its pixels, and its weights' rows.
-    operands = rows * in_block + in_block * chunks * out_block
+    operands = (
+        rows * in_block * pad.pixel_passes + in_block * chunks * out_block * pad.weight_passes
+    )
     area = layer.height * layer.width
     blocks = layer.batch * (area // pixels) * (out_chunks // (threads_k * chunks))
-    loads = -(-staged // (16 * threads)) * threads * stages
+    trips = -(-staged_pixels // (16 * threads)) - (-staged_weights // (16 * threads))
     return Work(
         blocks=blocks,
         threads=threads,
-        registers=registers(sums, rows * in_block + chunks * out_block),
-        shared_bytes=max(staged * buffers, sums_bytes),
+        registers=registers(sums, rows * in_block + chunks * out_block, trips),
+        shared_bytes=shared_bytes,
         fmas=filters * pixels * layer.channels,
-        shared_traffic=4 * operands * threads * in_chunks // split
+        shared_traffic=int(4 * operands * threads * in_chunks // split)
         + staged * stages
         + 2 * sums_bytes,
         l2_traffic=staged * stages + 4 * filters * pixels,
-        memory_traffic=4
+        traffic=4
         * (layer.channels * layer.filters + layer.batch * area * (layer.channels + layer.filters)),
         stages=stages,
         overlapped=buffers == 2,
-        instructions=6 * loads + 8 * filters * pixels,
+        instructions=6 * trips * threads * stages + 8 * filters * pixels,
         depth_cycles=(3 + split) * BARRIER_CYCLES if split > 1 else 0,
     )
 
@@ -246,10 +312,19 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
     for axis in (chunk, lane, k, h, o):
         stage.unroll(axis)
 
-    for tensor, at in zip(_operands(sums), (chunk, lane), strict=True):
+    free = padding(*(knobs[name] for name in KNOBS[:-1]))
+    pixels = knobs["threads_y"] * knobs["rows"] * knobs["threads_x"]
+    filters = knobs["threads_k"] * knobs["chunks"] * shape_of(out)[-1]
+    rests = (
+        in_block * pixels + LANES * free.pixels,
+        in_block * filters + LANES * free.weights,
+    )
+    for tensor, at, stride in zip(_operands(sums), (chunk, lane), rests, strict=True):
         staged = schedule.cache_read(tensor, "shared", [sums])
         of.keep_in_registers(schedule, schedule.cache_read(staged, "local", [sums]), sums, at)
         schedule[staged].compute_at(stage, stage_of_channels)
+        if split > 1:
+            schedule[staged].storage_align(schedule[staged].op.axis[1], _BANKS, stride % _BANKS)
         if knobs["buffers"] == 2:
             schedule[staged].double_buffer()
         of.load_together(schedule, staged, thread, count)

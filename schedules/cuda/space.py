@@ -9,10 +9,20 @@ from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 
 from mobilenet_tvm.schedules.cuda.model import Work, fits, microseconds
 from mobilenet_tvm.schedules.cuda.target import Gpu
+from mobilenet_tvm.schedules.layout import divisors
 
 MAX_CONFIGS = 300
 
 Tile = tuple[int, ...]
+
+
+def columns(width: int) -> list[int]:
+    """Threads beside each other: some divisors of a row, the largest that make sense.
+
+    With less than seven a load reaches few of the bytes of a cache line.
+    """
+    found = divisors(width, 128)
+    return [n for n in found if n >= min(width, 7)][-4:] or found[-1:]
 
 
 def ranked(gpu: Gpu, works: Iterable[tuple[Tile, Work]]) -> tuple[Tile, ...]:

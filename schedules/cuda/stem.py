@@ -21,7 +21,7 @@ from mobilenet_tvm.schedules import stem as shared
 from mobilenet_tvm.schedules.cuda import threads as of
 from mobilenet_tvm.schedules.cuda.model import Work
 from mobilenet_tvm.schedules.cuda.pointwise import whole
-from mobilenet_tvm.schedules.cuda.space import define_knobs, ranked, values
+from mobilenet_tvm.schedules.cuda.space import columns, define_knobs, ranked, values
 from mobilenet_tvm.schedules.cuda.target import Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 
@@ -69,7 +69,7 @@ def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
     for chunks, rows, threads_x in itertools.product(
         [n for n in (1, 2, 4, 8) if out_chunks % n == 0],
         divisors(layer.height, 8),
-        divisors(layer.width, 128)[-4:],
+        columns(layer.width),
     ):
         if chunks * rows * block > MAX_SUMS:
             continue
@@ -101,12 +101,12 @@ def work(layer: Layer, tile: tuple[int, ...]) -> Work:
     return Work(
         blocks=area // pixels * (layer.filters // filters),
         threads=threads,
-        registers=chunks * rows * block + 2 * (rows + chunks * block) + 32,
+        registers=chunks * rows * block + 2 * (rows + chunks * block) + 24,
         shared_bytes=4 * (image + taps * filters),
         fmas=filters * pixels * taps,
         shared_traffic=4 * (threads * taps * chunks * block + pixel_loads + image),
         l2_traffic=4 * (image + taps * filters + filters * pixels),
-        memory_traffic=4 * area * (layer.filters + layer.channels * down * along),
+        traffic=4 * area * (layer.filters + layer.channels * down * along),
         stages=1,
         instructions=16 * trips + 4 * filters * pixels,
     )

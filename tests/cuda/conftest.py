@@ -1,9 +1,13 @@
-"""What the tests of CUDA share: the plug-in, and kernels that are made for them."""
+"""What the tests of CUDA share: the plug-in, and kernels that are made for them.
+
+Tests run on the emulator in a process of their own: ``emulated_process.py`` says how.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,11 @@ from mobilenet_tvm import cuda, frontend, targets, toolchain, zoo
 from mobilenet_tvm.build import compile_model
 from mobilenet_tvm.build.manifest import ModelInfo
 from mobilenet_tvm.cuda import compilers
+
+# A child process finds it by this, too.
+sys.path.append(str(Path(__file__).parent))
+
+from emulated_process import EmulatedProcess
 
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvrtc-cu12",
             "nvidia-cuda-runtime-cu12", "nvidia-nvfatbin-cu12")  # fmt: skip
@@ -88,6 +97,14 @@ def convolutions() -> Callable[..., Any]:
         return relay.transform.InferType()(module)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def emulated(cuda_compiler) -> Iterator[EmulatedProcess]:
+    """A process, one for a test file, whose CUDA device is the emulator (an sm_80)."""
+    process = EmulatedProcess()
+    yield process
+    process.close()
 
 
 @pytest.fixture

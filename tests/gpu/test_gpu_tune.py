@@ -16,14 +16,14 @@ from mobilenet_tvm.records.log import read_log
 
 from .conftest import device_options
 
-SMALL = ("--model", "mobilenet_v1", "--alpha", 0.25, "--resolution", 64)
+TINY = ("--model", "mobilenet_v1", "--alpha", 0.25, "--resolution", 32)
 Verb = Callable[..., dict[str, Any]]
 
 
 def test_tune_with_both_searchers_ends_in_a_checked_artifact(verb: Verb, tmp_path: Path) -> None:
     options = ("--target", "cuda", "--tuner", "all", "--trials", 4, "--no-transfer")
     more = ("--rounds", 2, "-o", tmp_path, *device_options(tune=True))
-    said = verb("tune", *SMALL, *options, *more)
+    said = verb("tune", *TINY, *options, *more)
     timing = "emulated" if cuda.emulated() else "measured"
     assert said["timing"] == timing
     assert said["parity"]["passed"]
@@ -52,7 +52,7 @@ def test_tune_with_both_searchers_ends_in_a_checked_artifact(verb: Verb, tmp_pat
 
 def test_bench_times_an_artifact_or_says_why_not(verb: Verb, tmp_path: Path) -> None:
     options = ("--target", "cuda", "-o", tmp_path, *device_options())
-    artifact = verb("compile", *SMALL, *options)["artifact"]
+    artifact = verb("compile", *TINY, *options)["artifact"]
     arguments = (artifact, "--cuda-graph", "--rounds", 2)
     if cuda.emulated():
         said = verb("bench", *arguments, status=2)

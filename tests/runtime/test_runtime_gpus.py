@@ -16,8 +16,11 @@ from mobilenet_tvm.build.manifest import (
     TuningInfo,
 )
 from mobilenet_tvm.cuda import gpu
+from mobilenet_tvm.devices.board import BoardInfo
+from mobilenet_tvm.devices.cuda import ServedGpu
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.runtime import gpus
+from mobilenet_tvm.runtime import ForeignArtifactError, gpus
+from mobilenet_tvm.runtime.remote import verify_board
 
 A100 = gpu.GpuInfo("NVIDIA A100", (8, 0))
 
@@ -138,6 +141,35 @@ def test_a_preset_runs_here_with_its_host_and_its_gpu(machine, monkeypatch):
     machine(None)
     assert not gpus.runs_here(targets.resolve("cuda-sm80"))
     assert gpus.runs_here(targets.resolve("x86-avx2"))
+
+
+def board(gpu: ServedGpu | None) -> BoardInfo:
+    features = targets.resolve("cuda-sm80").cpu_features
+    return BoardInfo("x86_64", "a CPU", features, 4, 1 << 30, 1 << 30, gpu=gpu)
+
+
+@pytest.mark.parametrize(
+    ("served", "told"),
+    [
+        (None, "net.tar needs a GPU (preset cuda-sm80), and the board b (a CPU) serves none"),
+        (
+            ServedGpu("Tesla T4", (7, 5)),
+            "net.tar is for compute capability 8.0 (preset cuda-sm80), and Tesla T4 of the board "
+            "b has 7.5: compile it",
+        ),
+        (ServedGpu("NVIDIA A10", (8, 6)), None),
+        (ServedGpu("CUDA emulator (sm_75)", (7, 5), emulated=True), None),
+    ],
+)
+def test_a_boards_gpu_is_looked_at_before_anything_is_sent(served, told):
+    # An archive, which is what its manifest says it is.
+    arguments = (Path("net.tar"), manifest_for("cuda-sm80"), board(served), "b")
+    if told is None:
+        verify_board(*arguments)
+        return
+    with pytest.raises(ForeignArtifactError) as caught:
+        verify_board(*arguments)
+    assert told in str(caught.value)
 
 
 def test_what_is_for_gpus_is_refused_of_an_artifact_for_the_cpu():
