@@ -11,10 +11,11 @@ from mobilenet_tvm import toolchain
 
 toolchain.activate()
 
-from mobilenet_tvm.schedules import arm, x86  # noqa: E402
+from mobilenet_tvm.schedules import arm, cuda, x86  # noqa: E402
 from mobilenet_tvm.schedules.strategy import register, use  # noqa: E402
 
 register(x86.BACKEND)
 register(arm.BACKEND)
+register(cuda.BACKEND)
 
 __all__ = ["use"]

@@ -19,7 +19,7 @@ from tvm.topi.nn.utils import get_pad_tuple
 
 from mobilenet_tvm.schedules.layout import shape_of
 from mobilenet_tvm.schedules.template import unpacked
-from mobilenet_tvm.schedules.window import padded_product
+from mobilenet_tvm.schedules.window import padded, padded_product
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -36,6 +36,7 @@ def compute(
     tag: str,
     channel_block: Callable[[int], int],
     define_space: Callable[[Any, int, int, int, int], None],
+    pad_apart: bool = False,
 ) -> te.Tensor:
     """Compute a depthwise convolution.
 
@@ -49,6 +50,8 @@ def compute(
         channel_block: block of a number of channels.
         define_space: defines the knobs, given ``cfg``, the output's height and width, the
             number of taps and the horizontal stride.
+        pad_apart: whether the padded image is a stage of its own (``window.padded``), which the
+            schedule keeps where it is fast; else padding is part of each load.
 
     Returns:
         ``[N, C/x, OH, OW, x]``, or ``[N, C, OH, OW]`` for 4-D data outside tuning.
@@ -89,18 +92,28 @@ def compute(
     define_space(cfg, out_height, out_width, kernel_height * kernel_width, stride_x)
     cfg.add_flop(2 * batch * chunks * block * out_height * out_width * kernel_height * kernel_width)
 
+    if pad_apart:
+        image = padded(data, (top, left, bottom, right))
     tap_y = te.reduce_axis((0, kernel_height), name="tap_y")
     tap_x = te.reduce_axis((0, kernel_width), name="tap_x")
+
+    def product(n: Any, c: Any, h: Any, w: Any, i: Any) -> Any:
+        weight = kernel[c, 0, tap_y, tap_x, 0, i]
+        y, x = h * stride_y + tap_y, w * stride_x + tap_x
+        if pad_apart:
+            return image[n, c, y, x, i] * weight
+        return padded_product(
+            lambda y, x: data[n, c, y, x, i],
+            weight,
+            (y - top, x - left),
+            (height, width),
+            (top, left, bottom, right),
+        )
+
     out = te.compute(
         (batch, chunks, out_height, out_width, block),
         lambda n, c, h, w, i: te.sum(
-            padded_product(
-                lambda y, x: data[n, c, y, x, i],
-                kernel[c, 0, tap_y, tap_x, 0, i],
-                (h * stride_y + tap_y - top, w * stride_x + tap_x - left),
-                (height, width),
-                (top, left, bottom, right),
-            ),
+            product(n, c, h, w, i),
             axis=[tap_y, tap_x],
         ),
         name="depthwise",

@@ -19,7 +19,7 @@ def compute(
     tag: str,
     channel_block: Callable[[int], int],
     define_space: Callable[[Any, int, int, int], None],
-    tiled: bool = False,
+    kernel_chunks: Callable[[Any, int], int] | None = None,
 ) -> te.Tensor:
     """Compute a 1x1 convolution with stride 1 and no padding.
 
@@ -31,8 +31,9 @@ def compute(
         channel_block: block of a number of channels.
         define_space: defines the knobs, given ``cfg``, the output's channel blocks, its height
             and its width.
-        tiled: whether the weights of all of a register tile's channel blocks lie together, so
-            that ``y`` is ``cfg["chunks"]`` blocks of the output; else it is one.
+        kernel_chunks: where the weights of several of the output's channel blocks lie together,
+            so that ``y`` is so many of them, of how many, given ``cfg`` and the output's channel
+            blocks, the space being defined; else it is one.
 
     Returns:
         ``[N, K/z, H, W, z]``, or ``[N, K, H, W]`` for 4-D data outside tuning. ``z`` is a block
@@ -44,7 +45,9 @@ def compute(
         filters = shape_of(kernel)[0]
         in_block, out_block = channel_block(channels), channel_block(filters)
         define_space(cfg, filters // out_block, height, width)
-        kernel_block = out_block * (cfg["chunks"].val if tiled else 1)
+        kernel_block = out_block
+        if kernel_chunks is not None:
+            kernel_block *= kernel_chunks(cfg, filters // out_block)
         data_shape = (batch, channels // in_block, height, width, in_block)
         kernel_shape = (filters // kernel_block, channels // in_block, 1, 1, in_block, kernel_block)
         if autotvm.GLOBAL_SCOPE.in_tuning:
@@ -70,7 +73,7 @@ def compute(
         batch, chunks, height, width, in_block = shape_of(data)
         outer, _, _, _, _, kernel_block = shape_of(kernel)
         filters = outer * kernel_block
-        out_block = channel_block(filters) if tiled else kernel_block
+        out_block = channel_block(filters) if kernel_chunks is not None else kernel_block
         define_space(cfg, filters // out_block, height, width)
     together = kernel_block // out_block
     cfg.add_flop(2 * batch * chunks * in_block * filters * height * width)

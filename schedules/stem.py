@@ -15,7 +15,7 @@ from tvm.topi.nn.utils import get_pad_tuple
 
 from mobilenet_tvm.schedules.layout import shape_of
 from mobilenet_tvm.schedules.template import unpacked
-from mobilenet_tvm.schedules.window import padded_product
+from mobilenet_tvm.schedules.window import padded, padded_product
 
 MAX_CHANNELS = 4  # colour images; with more, a blocked input pays
 MAX_UNROLLED_TAPS = 36  # 3x3 over four channels; LLVM chews half a minute on 7x7 over three
@@ -31,7 +31,8 @@ def compute(
     tag: str,
     channel_block: Callable[[int], int],
     define_space: Callable[[Any, int, int, int], None],
-    tiled: bool = False,
+    kernel_chunks: Callable[[Any, int], int] | None = None,
+    pad_apart: bool = False,
 ) -> te.Tensor:
     """Compute a convolution over few input channels.
 
@@ -45,7 +46,8 @@ def compute(
         channel_block: block of a number of channels.
         define_space: defines the knobs, given ``cfg``, the output's channel blocks, its height
             and its width.
-        tiled: as in ``pointwise.compute``.
+        kernel_chunks: as in ``pointwise.compute``.
+        pad_apart: as in ``depthwise.compute``.
 
     Returns:
         ``[N, K/z, OH, OW, z]``, or ``[N, K, OH, OW]`` for a 4-D kernel outside tuning.
@@ -58,7 +60,7 @@ def compute(
     else:
         outer, _, kernel_height, kernel_width, _, kernel_block = shape_of(kernel)
         filters = outer * kernel_block
-        block = channel_block(filters) if tiled else kernel_block
+        block = channel_block(filters) if kernel_chunks is not None else kernel_block
     chunks = filters // block
     stride_y, stride_x = (int(stride) for stride in strides)
     pads = get_pad_tuple(padding, (kernel_height, kernel_width))
@@ -71,7 +73,7 @@ def compute(
 
     unpack = False
     if plain is not None:
-        kernel_block = block * (cfg["chunks"].val if tiled else 1)
+        kernel_block = block * (kernel_chunks(cfg, chunks) if kernel_chunks is not None else 1)
         packed = (filters // kernel_block, 1, kernel_height, kernel_width, channels, kernel_block)
         if autotvm.GLOBAL_SCOPE.in_tuning:
             kernel = te.placeholder(packed, kernel.dtype, "kernel")
@@ -84,19 +86,29 @@ def compute(
             )
     together = kernel_block // block
 
+    if pad_apart:
+        image = padded(data, (top, left, bottom, right))
     channel = te.reduce_axis((0, channels), name="channel")
     tap_y = te.reduce_axis((0, kernel_height), name="tap_y")
     tap_x = te.reduce_axis((0, kernel_width), name="tap_x")
+
+    def product(n: Any, k: Any, h: Any, w: Any, o: Any) -> Any:
+        weight = kernel[k // together, 0, tap_y, tap_x, channel, k % together * block + o]
+        y, x = h * stride_y + tap_y, w * stride_x + tap_x
+        if pad_apart:
+            return image[n, channel, y, x] * weight
+        return padded_product(
+            lambda y, x: data[n, channel, y, x],
+            weight,
+            (y - top, x - left),
+            (height, width),
+            (top, left, bottom, right),
+        )
+
     out = te.compute(
         (batch, chunks, out_height, out_width, block),
         lambda n, k, h, w, o: te.sum(
-            padded_product(
-                lambda y, x: data[n, channel, y, x],
-                kernel[k // together, 0, tap_y, tap_x, channel, k % together * block + o],
-                (h * stride_y + tap_y - top, w * stride_x + tap_x - left),
-                (height, width),
-                (top, left, bottom, right),
-            ),
+            product(n, k, h, w, o),
             axis=[channel, tap_y, tap_x],
         ),
         name="stem",

@@ -35,14 +35,14 @@ class Template:
         compute: AutoTVM's compute function.
         schedule: AutoTVM's schedule function.
         task: name of both.
-        define_space: where the weights of a register tile lie together, what defines the knob
-            ``chunks``, given a configuration, the output's channel blocks, its height and width.
+        kernel_chunks: where the weights of several of the output's channel blocks lie together,
+            of how many, given a configuration, the output's channel blocks, its height and width.
     """
 
     compute: Any
     schedule: Any
     task: str
-    define_space: Callable[[Any, int, int, int], None] | None = None
+    kernel_chunks: Callable[[Any, int, int, int], int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,8 @@ class Backend:
         templates: by kind, ``depthwise``, ``pointwise`` and ``stem``.
         ordinary: TVM's template for what is left of float32 convolutions in NCHW with one group;
             None leaves the choice among its templates to TVM.
+        schedules: of other operators: their names, TVM's schedule for the key, and ours, which is
+            asked with the target current and gives None for what it leaves to TVM.
     """
 
     key: str
@@ -66,6 +68,7 @@ class Backend:
     channel_block: Callable[[int], int]
     templates: Mapping[str, Template]
     ordinary: Template | None = None
+    schedules: tuple[tuple[tuple[str, ...], Any, Callable[[Any], Any]], ...] = ()
 
 
 def use(which: str) -> None:
@@ -112,7 +115,7 @@ def _kind(backend: Backend, attrs: Any, data: Any, kernel: Any, target: Any) -> 
         if max(pads[0], pads[2]) >= kernel_shape[2]:
             return None
         kind = "stem"
-    if backend.templates[kind].define_space is not None and len(kernel_shape) == 6:
+    if backend.templates[kind].kernel_chunks is not None and len(kernel_shape) == 6:
         # Several blocks of the output in one of the weights: TVM's templates know no such thing,
         # and ours must not take for it what hand-written Relay means by other blocks.
         with target:
@@ -152,6 +155,26 @@ def _strategy(
     return stock_strategy(attrs, inputs, out_type, target)
 
 
+def _schedule(
+    backend: Backend, stock: Any, ours: Callable[[Any], Any], attrs: Any, outs: Any, target: Any
+) -> Any:
+    if _enabled and backend.matches(target):
+        with target:
+            schedule = ours(outs)
+        if schedule is not None:
+            return schedule
+    return stock(attrs, outs, target)
+
+
+def _scheduled_so(
+    operator: str, schedule: Any, name: str, _attrs: Any, _inputs: Any, _type: Any, _target: Any
+) -> Any:
+    strategy = relay_op.OpStrategy()
+    compute = relay_op.get(operator).get_attr("FTVMCompute")
+    strategy.add_implementation(compute, schedule, name=name)
+    return strategy
+
+
 def _alter_layout(
     backend: Backend, stock_alter: Any, attrs: Any, inputs: Any, tinfos: Any, out_type: Any
 ) -> Any:
@@ -177,9 +200,9 @@ def _alter_layout(
     context = autotvm.task.DispatchContext.current
     config = context.query(target, plain_workload)
     kernel_block = out_block
-    if template.define_space is not None:
-        template.define_space(config, filters // out_block, *map(int, out_type.shape[2:4]))
-        kernel_block *= config["chunks"].val
+    if template.kernel_chunks is not None:
+        size = map(int, out_type.shape[2:4])
+        kernel_block *= template.kernel_chunks(config, filters // out_block, *size)
 
     data_layout = f"NCHW{in_block}c"
     data_shape: tuple[int, ...] = (batch, channels // in_block, height, width, in_block)
@@ -231,6 +254,13 @@ def register(backend: Backend) -> None:
     )
     for operator, stock in zip(operators, backend.stock, strict=True):
         operator.register(backend.key, functools.partial(_strategy, backend, stock), override=True)
+    # TVM took a copy of its schedules for each operator when it registered that.
+    for names, stock, ours in backend.schedules:
+        schedule = functools.partial(_schedule, backend, stock, ours)
+        for name in names:
+            strategy = functools.partial(_scheduled_so, name, schedule, f"{name}.{backend.key}")
+            found = relay_op.get(name).get_attr("FTVMStrategy")
+            found.register(strategy, [backend.key], allow_override=True)
     stock_alter = conv2d_alter_layout.dispatch_dict[backend.key]
     conv2d_alter_layout.register(
         backend.key, functools.partial(_alter_layout, backend, stock_alter), override=True

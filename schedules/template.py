@@ -23,7 +23,10 @@ def unpacked(conv: te.Tensor, tag: str) -> te.Tensor:
 
 
 def schedule_template(
-    outs: Any, tag: str, schedule_sums: Callable[[te.Schedule, te.Tensor, te.Tensor], None]
+    outs: Any,
+    tag: str,
+    schedule_sums: Callable[[te.Schedule, te.Tensor, te.Tensor], None],
+    scope: str = "global",
 ) -> te.Schedule:
     """Schedule the convolution tagged ``tag`` and the elementwise operators fused behind it.
 
@@ -32,6 +35,7 @@ def schedule_template(
         tag: of the convolution.
         schedule_sums: called with the schedule, a stage of the convolution's sums that never
             leaves the registers (to be computed at the output's tiles), and the output.
+        scope: TVM's, of the sums.
     """
     outs = [outs] if isinstance(outs, te.tensor.Tensor) else outs
     schedule = te.create_schedule([x.op for x in outs])
@@ -41,7 +45,7 @@ def schedule_template(
     def callback(op: Any) -> None:
         if op.tag == tag:
             conv = op.output(0)
-            sums = schedule.cache_write(conv, "global")
+            sums = schedule.cache_write(conv, scope)
             if conv.op != outs[0].op:
                 schedule[conv].compute_inline()
             schedule_sums(schedule, sums, outs[0])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tir
+from tvm import te, tir
+
+from mobilenet_tvm.schedules.layout import shape_of
 
 
 def padded_product(
@@ -37,3 +39,27 @@ def padded_product(
     if left or right:
         value = tir.if_then_else(tir.all(x >= 0, x < width), value, zero)
     return value * weight
+
+
+def padded(data: te.Tensor, pads: tuple[int, int, int, int]) -> te.Tensor:
+    """The image with zeros around it: a stage for the schedule to place, never in memory.
+
+    Args:
+        data: ``[N, C, H, W, ...]``.
+        pads: ``(top, left, bottom, right)``.
+    """
+    batch, channels, height, width, *block = shape_of(data)
+    top, left, bottom, right = pads
+    zero = tir.const(0.0, "float32")
+
+    def load(n: Any, c: Any, y: Any, x: Any, *i: Any) -> Any:
+        inside = []
+        if top or bottom:
+            inside += [y >= top, y < top + height]
+        if left or right:
+            inside += [x >= left, x < left + width]
+        value = data[(n, c, y - top, x - left, *i)]
+        return tir.if_then_else(tir.all(*inside), value, zero) if inside else value
+
+    shape = (batch, channels, height + top + bottom, width + left + right, *block)
+    return te.compute(shape, load, name="padded")

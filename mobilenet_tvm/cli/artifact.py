@@ -352,12 +352,7 @@ def _why_not(job: Job) -> str | None:
         return None if emulator(job.preset) is not None else why_not(job.preset)
     if job.runs:
         return None
-    if job.preset.gpu is not None:
-        if not job.preset.runs_here():
-            return (
-                f"{job.preset.name} does not run on this machine: copy the artifact to one that it "
-                "is for, with the files of its name, and run python -m mobilenet_tvm.check there"
-            )
+    if job.preset.gpu is not None and job.preset.runs_here():
         capability = job.preset.gpu.compute_capability
         return f"it {gpus.why_not(capability, job.preset.name)}"
     where = "--device qemu, or --tracker and --key" if job.preset.qemu else "--tracker and --key"

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import platform
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -149,6 +150,7 @@ def open_session(args: argparse.Namespace, artifact: Path) -> Iterator[BoardSess
     cpu = _cpu_of(artifact) if name == QEMU else ""
     with open_device(args, cpu) as device:
         assert device is not None
+        device = replace(device, gpu=_is_for_gpu(artifact))
         with device.open(session_timeout_s=SESSION_S, wait_s=WAIT_S) as session:
             yield session
 
@@ -194,6 +196,12 @@ def prepare_emulated(args: argparse.Namespace, preset: Preset) -> None:
     from mobilenet_tvm.cuda import switch
 
     switch.emulate(preset.gpu.arch)
+
+
+def _is_for_gpu(artifact: Path) -> bool:
+    from mobilenet_tvm.build.manifest import read_manifest
+
+    return read_manifest(artifact).target.cuda_arch is not None
 
 
 def _emulate_for(artifact: Path) -> None:

@@ -73,7 +73,7 @@ def _zig() -> Compiler | None:
     if not version:
         return None
     # -I: before zig's own folders, or #include_next does not get from the one to the other.
-    flags = ("-nostdinc++", *(f"-I{folder}" for folder in headers))
+    flags = ("-g0", "-nostdinc++", *(f"-I{folder}" for folder in headers))
     # The library itself comes with libtvm.
     return Compiler(command, f"zig, {version}", flags, ("-nostdlib++",))
 

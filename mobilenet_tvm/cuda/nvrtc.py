@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from mobilenet_tvm.cuda.errors import CudaError
 _INSTALL = "pip install 'mobilenet-tvm[cuda]'"
 # -v: ptxas says in the log what each kernel spills, which the cubin does not.
 _OPTIONS = ("-default-device", "--ptxas-options=-v")
+_HEADERS = {"nvidia-cuda-runtime-cu12": "cuda_runtime", "nvidia-cuda-nvcc-cu12": "cuda_nvcc"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def compile_source(source: str, arch: str) -> Image:
     with _installed("NVRTC"):
         program = call(nvrtc.nvrtcCreateProgram, source.encode(), b"kernels.cu", 0, [], [])
     try:
-        options = [option.encode() for option in (f"-arch={arch}", *_OPTIONS)]
+        options = [option.encode() for option in (f"-arch={arch}", *_OPTIONS, *_includes())]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         log = text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode().strip("\0\n ")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -99,6 +102,19 @@ def version() -> str:
     with _installed("NVRTC"):
         _, major, minor = nvrtc.nvrtcVersion()
     return f"{major}.{minor}"
+
+
+@functools.cache
+def _includes() -> tuple[str, ...]:
+    """Options that name the folders of NVIDIA's headers: kernels in float16 include one."""
+    folders = []
+    for package, folder in _HEADERS.items():
+        try:
+            distribution = importlib.metadata.distribution(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        folders.append(f"-I{distribution.locate_file(f'nvidia/{folder}/include')}")
+    return tuple(folders)
 
 
 def _bindings(name: str) -> Any:

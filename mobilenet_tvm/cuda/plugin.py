@@ -130,7 +130,7 @@ def library(*, emulated: bool = False) -> Path:
             "no C++ compiler to build the CUDA plug-in with: install g++ (or clang++ with "
             "libstdc++), or set CXX"
         )
-    described = hashlib.sha256(repr((compiler.command, compiler.version)).encode()).hexdigest()
+    described = hashlib.sha256(repr(compiler).encode()).hexdigest()
     path = folder / f"{name}-{described[:8]}.so"
     if path.exists():
         return path
@@ -209,7 +209,10 @@ def _key(tvm: Path, sources: list[Path]) -> str:
     for library in ("libtvm.so", "libtvm_runtime.so"):
         key.update(build_id(tvm / library).encode())
     key.update(repr((_FLAGS, _LINK, _RUNTIME_SOURCES, platform.libc_ver())).encode())
-    for source in (*sources, *sorted(_NATIVE.rglob("*.h"))):
+    headers = {*(_NATIVE / "include").rglob("*.h")}
+    for folder in {source.parent for source in sources}:
+        headers |= {*folder.glob("*.h")}
+    for source in (*sources, *sorted(headers)):
         key.update(f"{source.relative_to(_NATIVE)}\n".encode())
         key.update(source.read_bytes())
     return key.hexdigest()[:16]

@@ -27,8 +27,8 @@ class KernelReport:
         occupancy: resident warps of those that a multiprocessor has room for, 0 to 1; 0 where the
             launch fails.
         limited_by: what of the multiprocessor is used up first.
-        global_efficiency: bytes that are asked for of those that the sectors of 32 bytes with
-            them hold, 0 to 1, over all loads and stores of global memory; 1 where there are none.
+        global_efficiency: sectors of 32 bytes that would hold what a warp asks of global memory,
+            of those that it touches, 0 to 1, over all loads and stores; 1 where there are none.
         bank_conflicts: turns that an access of shared memory takes of those that it needs, 1 or
             more; 1 where there are none.
     """

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Mapping
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from mobilenet_tvm import cuda
 from mobilenet_tvm.build.cuda_info import read_source
 from mobilenet_tvm.build.manifest import Manifest
 from mobilenet_tvm.cuda import sources, switch
+from mobilenet_tvm.errors import DeviceError, carries_interrupt, last_line
 from mobilenet_tvm.runtime.module import Array, Module
 
 
@@ -47,11 +52,24 @@ def open_module(library: Any, manifest: Manifest, *, cuda_graph: bool = False) -
 
 
 class CudaModule(Module):
-    """A compiled model on a GPU, or on the emulator. Made by ``load``."""
+    """A compiled model on a GPU, or on the emulator. Made by ``load``.
+
+    Its methods raise as ``Module``'s, and a ``DeviceError`` where a kernel fails or memory is out.
+    """
 
     def __init__(self, executor: Any, manifest: Manifest, device: Any) -> None:
         super().__init__(executor, manifest)
         self._device = device
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference. See ``Module.run``."""
+        with self._told():
+            return super().run(inputs)
+
+    def set_inputs(self, inputs: Mapping[str, Array]) -> None:
+        """Check and copy the inputs without running. See ``Module.run``."""
+        with self._told():
+            super().set_inputs(inputs)
 
     def again(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One more inference. The emulator runs the threads of a block in the other order: where
@@ -73,10 +91,47 @@ class CudaModule(Module):
         run, sync = self._executor.run, self._device.sync
 
         def once() -> None:
-            run()  # returns when the kernels are queued
-            sync()
+            try:
+                run()  # returns when the kernels are queued
+                sync()
+            except RuntimeError as error:
+                raise self._failure(error) from error
 
         return once
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """TVM's errors within the block in one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: RuntimeError) -> DeviceError:
+        if carries_interrupt(error):
+            raise error
+        where = "the emulated GPU" if cuda.emulated() else "the GPU"
+        return DeviceError(f"{self.manifest.name} fails on {where}: {reason(error)}")
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong on the device, of an error of TVM's: its last lines are only where."""
+    told = re.findall(r"TVMError: (?:CUDALaunch Error: )?(.+)", str(error))
+    return str(told[-1]) if told else last_line(error)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """What native code writes to stderr within the block goes nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class CapturedExecutor:
@@ -109,7 +164,8 @@ class CapturedExecutor:
         try:
             self._plain.run()
         finally:
-            self._end()
+            with _silent_stderr():  # TVM logs how many launches it captured
+                self._end()
             # It leaves its stream behind as the thread's, which no copy of TVM's waits for: other
             # modules of this process would be read before they have run.
             self._device.set_raw_stream(ctypes.c_void_p(None))

@@ -211,9 +211,9 @@ def verify_machine(path: Path, manifest: Manifest) -> None:
     """
     machine, arch = machine_of(path, manifest), manifest.target.cuda_arch
     if machine != platform.machine():
-        elsewhere = "or check and run it on a board (--tracker) or an emulated one (--device qemu)"
-        if arch is not None:
-            elsewhere = "or check and run it on such a machine (the emulator is of a GPU alone)"
+        elsewhere = "or check and run it on a board (--tracker)"
+        if arch is None:
+            elsewhere += " or an emulated one (--device qemu)"
         raise ForeignArtifactError(
             f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
             f"{platform.machine()}: compile it with a --target for this machine, {elsewhere}"

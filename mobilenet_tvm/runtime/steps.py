@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mobilenet_tvm.devices.rpc import BoardLostError, BoardSession
 from mobilenet_tvm.errors import DeviceError, last_line
+from mobilenet_tvm.runtime.cuda import reason as cuda_reason
 from mobilenet_tvm.runtime.module import check_inputs, open_library
 from mobilenet_tvm.runtime.remote import CALL_S, open_remote
 
@@ -124,8 +125,8 @@ class Steps:
             except BoardLostError:
                 raise
             except Exception as error:  # whatever TVM raised
-                reason = last_line(error)
-                raise DeviceError(f"kernel {self.nodes[index].name} fails: {reason}") from error
+                why = cuda_reason(error) if self.manifest.target.cuda_arch else last_line(error)
+                raise DeviceError(f"kernel {self.nodes[index].name} fails: {why}") from error
             yield value
 
     def _buffers(self) -> list[Any]:

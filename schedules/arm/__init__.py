@@ -39,10 +39,10 @@ BACKEND = Backend(
                 pointwise.pointwise_conv2d,
                 pointwise.schedule_pointwise_conv2d,
                 pointwise.TASK,
-                pointwise.define_space,
+                pointwise.kernel_chunks,
             ),
             "stem": Template(
-                stem.stem_conv2d, stem.schedule_stem_conv2d, stem.TASK, stem.define_space
+                stem.stem_conv2d, stem.schedule_stem_conv2d, stem.TASK, stem.kernel_chunks
             ),
         }
     ),

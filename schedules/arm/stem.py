@@ -60,6 +60,12 @@ def define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
             cfg[knob] = OtherOptionEntity(value)
 
 
+def kernel_chunks(cfg: Any, out_chunks: int, height: int, width: int) -> int:
+    """How many of the output's channel blocks a block of the weights is of: a register tile's."""
+    define_space(cfg, out_chunks, height, width)
+    return int(cfg["chunks"].val)
+
+
 @autotvm.register_topi_compute(TASK)
 def stem_conv2d(
     cfg: Any,
@@ -98,7 +104,7 @@ def stem_conv2d(
         tag=TAG,
         channel_block=channel_block,
         define_space=define_space,
-        tiled=True,
+        kernel_chunks=lambda cfg, _: int(cfg["chunks"].val),
     )
 
 
