@@ -65,7 +65,7 @@ def test_the_dry_run_is_as_the_page_says() -> None:
 @pytest.mark.slow
 def test_what_needs_no_gpu_runs(tmp_path: Path) -> None:
     commands = [one for one in VERBS if one in WITHOUT_GPU]
-    assert len(commands) == 4
+    assert len(commands) == 3
     for command in commands:
         _, *arguments = shlex.split(command)
         ran = subprocess.run(
@@ -74,7 +74,7 @@ def test_what_needs_no_gpu_runs(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr[-2000:]
         assert "passed" in ran.stdout
         assert "emulated sm_80 GPU" in ran.stdout
-    assert "occupancy" in ran.stdout
+        assert ("occupancy" in ran.stdout) is ("compile" in command)
 
 
 def test_the_presets_are_the_packages() -> None:
