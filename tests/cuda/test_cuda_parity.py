@@ -24,6 +24,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "V3 small": ("mobilenet_v3_small", {}),
 }
 ATTEMPTS = 40
+# NVRTC takes some seconds for a kernel that TVM's templates unroll.
+STOCK_TASKS = 6
 
 
 def _random_records(tasks: Any, schedules: str, chance: random.Random) -> dict[str, Any]:
@@ -33,9 +35,8 @@ def _random_records(tasks: Any, schedules: str, chance: random.Random) -> dict[s
     from mobilenet_tvm.search.candidates import build, describe
 
     best = {}
-    for task in tasks:
-        if ("mobilenet_cuda" in task.handle.name) != (schedules == "ours"):
-            continue
+    ours = [task for task in tasks if "mobilenet_cuda" in task.handle.name]
+    for task in ours if schedules == "ours" else chance.sample(tasks, STOCK_TASKS):
         for config in chance.sample(task.candidates, min(ATTEMPTS, len(task.candidates))):
             try:
                 build(describe(task, config))
@@ -79,7 +80,7 @@ def _check(name: str, schedules: str, seed: int | None) -> dict[str, Any]:
     return {
         "passed": bool(result),
         "summary": result.summary(),
-        "tasks": len(tasks),
+        "ours": sum("mobilenet_cuda" in task.handle.name for task in tasks),
         "tuned": manifest.tuning.tuned,
         "emulated": manifest.parity.device.emulated,
     }
@@ -105,4 +106,4 @@ def test_untuned(emulated: Any, name: str) -> None:
 def test_random_schedules(emulated: Any, name: str, schedules: str, seed: int) -> None:
     found = emulated.call(_check, name, schedules, seed, timeout_s=500)
     assert found["passed"], found["summary"]
-    assert found["tuned"] > 10
+    assert found["tuned"] == (STOCK_TASKS if schedules == "stock" else found["ours"]) > 5
