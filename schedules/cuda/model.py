@@ -110,7 +110,7 @@ def _cycles(gpu: Gpu, work: Work, resident: int) -> float:
     latency = GLOBAL_LATENCY_CYCLES + BARRIER_CYCLES
     # What one block leaves idle while it waits, the others fill as far as they can.
     each = busy / stages
-    alone = max(each, latency) if work.overlapped else each + latency
+    alone = max(each, latency) if work.overlapped else each + latency + BARRIER_CYCLES
     return latency + stages * max(resident * each, alone) + work.depth_cycles
 
 

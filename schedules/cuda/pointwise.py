@@ -50,6 +50,9 @@ KNOBS = (
 )
 MAX_SUMS = 64  # in registers; with more, too few threads are resident
 MIN_THREADS, MAX_THREADS = 32, 512
+MAX_LOADS = 20  # vectors that a thread loads at once for a stage
+STEPS = (1, 2, 3, 4, 6, 8)
+SPLITS = (1, 2, 4, 8, 16)
 _BANKS = 32  # of shared memory, a float each
 
 
@@ -148,16 +151,18 @@ def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
         if chunks * rows * out_block > MAX_SUMS:
             continue
         for threads_k, threads_y, split in itertools.product(
-            divisors(out_chunks // chunks, 32), divisors(layer.height // rows, 8), (1, 2, 4, 8)
+            divisors(out_chunks // chunks, 32), divisors(layer.height // rows, 8), SPLITS
         ):
-            # Each thread gets as many of the outputs as it has sums, or an equal part.
-            if in_chunks % split or chunks * rows % split:
+            # What the groups found is added up by all threads, see ``_spread``.
+            whole_columns = threads_y == 1 and rows == layer.height
+            if in_chunks % split or (chunks * rows % split and not whole_columns):
                 continue
             threads = threads_k * threads_y * threads_x * split
             if not MIN_THREADS <= threads <= MAX_THREADS:
                 continue
-            for step in (1, 2, 4, 8):
-                if in_chunks % (split * step) == 0:
+            for step in STEPS:
+                staged = step * split * (threads_y * rows * threads_x + 4 * threads_k * chunks)
+                if in_chunks % (split * step) == 0 and staged <= MAX_LOADS * threads:
                     stages = in_chunks // (split * step)
                     for buffers in (1, 2) if stages > 1 else (1,):
                         yield (
@@ -360,7 +365,12 @@ def _tile(stage: te.schedule.Stage, knobs: Any, thread: Any, *, grid: bool) -> A
 
 
 def _spread(stage: te.schedule.Stage, knobs: Any, thread: Any, count: int) -> tuple[Any, Any]:
-    """The tile's outputs dealt out to all threads; returns the block's and the thread's axis."""
+    """The tile's outputs dealt out to all threads; returns the block's and the thread's axis.
+
+    Where they cannot be dealt out evenly, every group takes whole rows, or none: the tile is as
+    tall as the image then, and TVM sees that rows beyond it are not asked for. (With other axes it
+    would have them computed.)
+    """
     n, k, h, w, o = stage.op.axis
     scope, n = of.leave_unrolling(stage, n)
     k_outer, k = stage.split(k, knobs["threads_k"] * knobs["chunks"])
@@ -369,7 +379,14 @@ def _spread(stage: te.schedule.Stage, knobs: Any, thread: Any, count: int) -> tu
     stage.reorder(scope, n, k_outer, h_outer, w_outer, k, h, w, o)
     block = stage.fuse(h_outer, w_outer)
     of.bind_blocks(stage, block, k_outer, n)
-    trip, own = stage.split(stage.fuse(k, h, w), count)
+    if knobs["chunks"] * knobs["rows"] % knobs["split"] == 0:
+        trip, own = stage.split(stage.fuse(k, h, w), count)
+    else:
+        k, k_inner = stage.split(k, knobs["chunks"])
+        trip, h = stage.split(h, knobs["split"])
+        stage.reorder(trip, k_inner, h, k, w, o)
+        stage.unroll(k_inner)
+        own = stage.fuse(h, k, w)
     stage.bind(own, thread)
     stage.unroll(trip)
     stage.vectorize(o)
