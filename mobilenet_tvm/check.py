@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenet_tvm.cli.alone import add_build_options, build_alone, given_build_options
 from mobilenet_tvm.cli.bisection import bisect_result, feed_again
-from mobilenet_tvm.cli.device_options import add_device_options, device_name, open_session
+from mobilenet_tvm.cli.device_options import (
+    add_cuda_graph_option,
+    add_device_options,
+    device_name,
+    open_session,
+    refuse_cuda_graph,
+)
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.parity_report import print_result, unreadable_message
@@ -77,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_input_options(parser.add_argument_group("inputs"))
     _add_photo_options(parser.add_argument_group("photos"))
     _add_bisection_options(parser.add_argument_group("bisection"))
-    add_device_options(parser)
+    add_cuda_graph_option(add_device_options(parser))
     add_build_options(parser.add_argument_group("with no ARTIFACT, how --onnx is compiled"))
 
 
@@ -212,6 +218,7 @@ def _check_on(
 ) -> dict[str, Any]:
     """On a board, or here."""
     if session is not None:
+        refuse_cuda_graph(args)
         out.line(f"board     {session.cpu_name()} at {session.board}")
     with photo_progress(out.console) as progress:
         result = check_artifact(
@@ -230,6 +237,7 @@ def _check_on(
             seed=args.seed,
             warn=out.warn,
             session=session,
+            cuda_graph=args.cuda_graph,
         )
     print_result(result, out)
     payload = {"artifact": str(args.artifact or args.onnx), **result.as_dict()}

@@ -12,6 +12,7 @@ from typing import Any
 from mobilenet_tvm import targets
 from mobilenet_tvm.cli import artifact
 from mobilenet_tvm.cli.artifact import Job
+from mobilenet_tvm.cli.device_options import EMULATED, LOCAL
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.cli.logs_given import read_logs
 from mobilenet_tvm.records import Record, choose_records
@@ -24,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     artifact.add_artifact_options(parser)
     artifact.add_c_options(parser)
+    parser.add_argument(
+        "--device",
+        choices=(LOCAL, EMULATED),
+        default=LOCAL,
+        help="where kernels for a GPU run in the parity check: on this machine's, or on an "
+        "emulated one, which checks results and has no times (default: local)",
+    )
     parser.add_argument(
         "--logs",
         type=Path,

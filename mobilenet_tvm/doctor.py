@@ -54,6 +54,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         memory_gb = look("the memory", environment.memory_gb)
         cache = look("the cache folder", lambda: environment.cache(troubles))
         board = look("the emulated board", environment.emulated_board)
+        cuda = look("CUDA", lambda: environment.cuda(tvm is not None))
         look("the toolchain", lambda: troubles.extend(toolchain.problems()))
     usable = next((row for row in rows if row.preset == default), None)
     if usable is not None and tvm is not None and not (usable.compile.ok and usable.run.ok):
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         "default": default,
         "targets": [asdict(row) for row in rows],
         "emulated_board": board,
+        "cuda": cuda,
         "troubles": [asdict(trouble) for trouble in troubles],
     }
     _print(payload, packages, rows, out)
@@ -118,6 +120,8 @@ def _print(
             else "{why}"
         )
         out.line(f"board     {found}".format(**payload["emulated_board"]))
+    if payload["cuda"]:
+        _print_cuda(payload["cuda"], out)
     _print_table(
         out,
         ("package", "installed", "wanted", "ok"),
@@ -138,6 +142,19 @@ def _print(
         out.line(f"trouble   {trouble['what']}: {trouble['mend']}")
     if payload["ok"]:
         out.line("the main job can run here: python -m mobilenet_tvm.tune")
+
+
+def _print_cuda(cuda: dict[str, Any], out: Output) -> None:
+    if not cuda["compile"]["ok"]:
+        out.line(f"cuda      {cuda['compile']['why']}")
+    else:
+        by = cuda["compiler"] or "a compiler that is gone"
+        out.line(f"cuda      NVRTC {cuda['nvrtc']}, plug-in built by {by}")
+    if cuda["gpu"]:
+        out.line(f"gpu       {cuda['gpu']}")
+    else:
+        why = str(cuda["why_no_gpu"]).removeprefix("no NVIDIA GPU: ")
+        out.line(f"gpu       none ({why}): compile and --device emulated only")
 
 
 def _print_table(out: Output, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

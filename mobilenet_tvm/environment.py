@@ -10,7 +10,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ from mobilenet_tvm.toolchain import Problem
 
 PACKAGE = "mobilenet_tvm"
 PROBE_TIMEOUT_S = 30.0
+# Building the CUDA plug-in takes 10 s, more on a machine that is busy or slow.
+CUDA_TIMEOUT_S = 300.0
+
+# Any of these says that the extra `cuda` was asked for.
+_CUDA_PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12")
 
 # Other distributions of what a dependency provides, under the same import name.
 _ALTERNATIVES = {"xgboost-cpu": "xgboost"}
@@ -227,6 +232,48 @@ def emulated_board() -> dict[str, Any]:
         "python": board.python_version,
         "emulators": emulators,
     }
+
+
+def cuda(tvm_usable: bool) -> dict[str, Any]:
+    """Whether this machine compiles for NVIDIA GPUs, with what, and which GPU it has.
+
+    No trouble where it does not: only ``--target cuda`` needs it, and the answer says what to do.
+    """
+    from mobilenet_tvm.cuda import gpu, probe
+
+    found = gpu.find_gpu()
+    answer: dict[str, Any] = {
+        "installed": any(map(_version, _CUDA_PACKAGES)),
+        "compile": asdict(Answer(False, "it is not installed: pip install 'mobilenet-tvm[cuda]'")),
+        "compiler": None,
+        "nvrtc": None,
+        "plugin": None,
+        "gpu": None if found is None else str(found),
+        "why_no_gpu": gpu.why_none(),
+    }
+    if not answer["installed"]:
+        return answer
+    if not tvm_usable:
+        return answer | {"compile": asdict(Answer(False, "the pinned TVM is not usable"))}
+    worker = toolchain.Worker()
+    try:
+        made = worker.call(probe.loaded, timeout_s=CUDA_TIMEOUT_S)
+        answer |= {
+            "compile": asdict(Answer(True)),
+            "compiler": made.compiler,
+            "nvrtc": made.nvrtc,
+            "plugin": made.path,
+        }
+    except TimeoutError:
+        answer["compile"] = asdict(Answer(False, f"it took more than {CUDA_TIMEOUT_S:.0f} s"))
+    except ChildProcessError:
+        answer["compile"] = asdict(Answer(False, "the process crashed"))
+    except Exception as error:  # whatever was raised in the child
+        why = last_line(error).rpartition("CudaError: ")[2]
+        answer["compile"] = asdict(Answer(False, why))
+    finally:
+        worker.close()
+    return answer
 
 
 def _try(worker: toolchain.Worker, function: Callable[..., None], *arguments: Any) -> Answer:

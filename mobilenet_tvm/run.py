@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from mobilenet_tvm.build.manifest import Manifest
-from mobilenet_tvm.cli.device_options import add_device_options, open_session
+from mobilenet_tvm.cli.device_options import (
+    add_cuda_graph_option,
+    add_device_options,
+    open_session,
+    refuse_cuda_graph,
+)
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.parity.inputs import photo_feed
@@ -33,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="names of the classes, one a line (default: those in the manifest)",
     )
-    add_device_options(parser)
+    add_cuda_graph_option(add_device_options(parser))
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
@@ -44,12 +49,16 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         DeviceError: the board cannot be had, or was lost.
     """
     from mobilenet_tvm.runtime import load, load_remote
+    from mobilenet_tvm.runtime.gpus import device_info
 
     labels = read_labels(args.labels) if args.labels else None
     with open_session(args, args.artifact) as session:
         if session is None:
-            module = load(args.artifact)
+            module = load(args.artifact, cuda_graph=args.cuda_graph)
+            if (device := device_info(module.manifest)) is not None:
+                out.line(f"on {device.cpu}")
         else:
+            refuse_cuda_graph(args)
             module = load_remote(session, args.artifact)
             out.line(f"on {session.cpu_name()} at {session.board}")
         return _classify(args, module, labels, out)

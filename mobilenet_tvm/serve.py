@@ -14,9 +14,12 @@ from typing import Any
 from mobilenet_tvm.cli.device_options import tracker_address
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.cli.scratch import held_folder
+from mobilenet_tvm.cuda import switch
+from mobilenet_tvm.cuda.emulator import DEFAULT_ARCH
 from mobilenet_tvm.devices.server import FIRST_PORT, LAST_PORT, Memory, Server, Serving, bind
 from mobilenet_tvm.devices.tracker import DEFAULT_PORT, show
 from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.targets.gpus import GPUS
 from mobilenet_tvm.toolchain import die_with_parent
 
 TRUST = "TVM RPC trusts its clients: whoever can connect runs code here"
@@ -101,6 +104,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CPU",
         help="this is an emulator that plays that CPU: clients are told that times mean nothing",
     )
+    parser.add_argument(
+        "--emulated-cuda",
+        nargs="?",
+        const=DEFAULT_ARCH,
+        choices=tuple(GPUS),
+        metavar="ARCH",
+        help="serve the CUDA emulator as this machine's GPU, sm_80 say: it checks results, and "
+        "clients are told that times mean nothing",
+    )
     # Whoever starts a server for its own use alone takes it along, even of a ``kill -9``.
     parser.add_argument("--parent", type=int, metavar="PID", help=argparse.SUPPRESS)
 
@@ -122,6 +134,8 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         raise UsageError("name what clients call this board: --key rpi4, say")
     if re.search(r"\s", args.key):
         raise UsageError(f"the key {args.key!r} has a space in it, which TVM RPC cannot send")
+    if args.emulated_cuda is not None:
+        switch.emulate(args.emulated_cuda)
     first = FIRST_PORT if args.port is None else args.port
     serving = Serving(
         key=args.key,
@@ -138,7 +152,8 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         server = Server(serving, folder, out.line)
         with contextlib.closing(server):
             told = f", tracker {show(args.tracker)}" if args.tracker else ""
-            out.line(f"serving {args.key} at {show(server.address)}{told}; {TRUST}")
+            gpu = "" if server.gpu is None else f", GPU {server.gpu.name}"
+            out.line(f"serving {args.key} at {show(server.address)}{told}{gpu}; {TRUST}")
             server.serve_forever()
     raise AssertionError("it serves for ever")
 

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             "cpu": device.cpu,
         }
         clearly = CLEARLY_ESTIMATED if device.timing == "estimated" else CLEARLY
-        best = choose_records(job.all_tasks, records, clearly=clearly)
+        best = choose_records(job.all_tasks, records, clearly=clearly, launch_s=device.launch_s)
         try:
             manifest, _, payload = artifact.compile_and_check(job, best, args, out)
         except VerbFailedError as error:
@@ -112,6 +112,7 @@ def _measure(
             ("untuned (TVM's schedules)", folder / f"stock{job.artifact.suffix}"),
             ("untuned (our schedules)", folder / f"ours{job.artifact.suffix}"),
         ]
+        result: bench.BenchResult | bench.GpuBenchResult
         if device.rpc is not None:
             with out.working("measuring on a board: tuned and untuned take turns"):
                 result = compare_on_board(
@@ -122,6 +123,11 @@ def _measure(
                     rounds=args.rounds,
                     mult_adds=mult_adds,
                 )
+        elif job.preset.gpu is not None:
+            with out.working("measuring on the GPU: tuned, untuned and other runtimes take turns"):
+                result = bench.compare_on_gpu(
+                    artifacts, onnx=onnx, rounds=args.rounds, mult_adds=mult_adds
+                )
         else:
             contenders = [
                 bench.Contender(label, "artifact", str(path)) for label, path in artifacts
@@ -131,7 +137,10 @@ def _measure(
                 result = bench.compare(
                     contenders, threads=sorted(threads), rounds=args.rounds, mult_adds=mult_adds
                 )
-    out.console.print(bench.table(result))
+    if isinstance(result, bench.GpuBenchResult):
+        out.console.print(bench.gpu_table(result))
+    else:
+        out.console.print(bench.table(result))
     for warning in result.warnings:
         out.warn(warning)
     latency = tuple(

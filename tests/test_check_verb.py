@@ -74,6 +74,7 @@ def test_every_option_reaches_the_check(calls, tmp_path):
     (tmp_path / "one.npz").touch()
     options = ["--reference=onnx", "--rtol=1e-3", "--top-k=3", "--onnx=m.onnx", "--seed=7"]
     options += ["--inputs=2", f"--images={tmp_path}", "--kinds=huge,zeros", "--jobs=3"]
+    options += ["--cuda-graph"]
     assert check.main(["net.so", *options, f"--npz={tmp_path}", "--agreement"]) == 0
     ((path, given),) = calls
     assert str(path) == "net.so"
@@ -92,6 +93,7 @@ def test_every_option_reaches_the_check(calls, tmp_path):
         "inputs": 2,
         "images": (tmp_path / "a.jpg", tmp_path / "b.png"),
         "session": None,
+        "cuda_graph": True,
     }
 
 

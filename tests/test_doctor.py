@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -53,6 +54,7 @@ def test_json_has_every_part(report):
         "default",
         "targets",
         "emulated_board",
+        "cuda",
         "troubles",
     }
     assert payload["ok"] is True
@@ -103,6 +105,8 @@ def test_the_emulated_board_is_there_or_how_to_set_it_up(report):
 def test_no_emulated_board_says_what_to_do(tmp_path):
     zig = str(toolchain.cache_dir() / "zig")  # or it would compile a libc first
     kept = {"ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig}
+    if (toolchain.cache_dir() / "cuda").exists():  # nor the CUDA plug-in
+        (tmp_path / "cuda").symlink_to(toolchain.cache_dir() / "cuda")
     done = run_doctor("--json", MOBILENET_TVM_CACHE=str(tmp_path), **kept)
     payload = json.loads(done.stdout)
     assert payload["ok"] is True
@@ -111,6 +115,62 @@ def test_no_emulated_board_says_what_to_do(tmp_path):
     assert row["emulate"]["ok"] is False
     assert "not set up" in row["emulate"]["why"]
     assert "board     not set up: " in done.stderr
+
+
+def test_cuda_is_compiled_for_or_how_to_get_it(report):
+    payload, said = report
+    cuda = payload["cuda"]
+    assert cuda["installed"] is (environment._version("cuda-bindings") is not None)
+    lines = [line for line in said.splitlines() if line.startswith("cuda ")]
+    assert len(lines) == 1
+    if not cuda["installed"]:
+        assert lines == ["cuda      it is not installed: pip install 'mobilenet-tvm[cuda]'"]
+    elif cuda["compile"]["ok"]:
+        assert lines == [f"cuda      NVRTC {cuda['nvrtc']}, plug-in built by {cuda['compiler']}"]
+        assert Path(cuda["plugin"]).exists()
+    gpus = [line for line in said.splitlines() if line.startswith("gpu ")]
+    assert (cuda["gpu"] is None) is (cuda["why_no_gpu"] is not None)
+    assert gpus == [f"gpu       {cuda['gpu']}"] or (
+        cuda["gpu"] is None and gpus[0].endswith("): compile and --device emulated only")
+    )
+
+
+def test_without_the_extra_nothing_is_wrong(monkeypatch):
+    monkeypatch.setattr(environment, "_version", lambda name: None)
+    found = environment.cuda(True)
+    assert found["installed"] is False
+    assert found["compile"] == {
+        "ok": False,
+        "why": "it is not installed: pip install 'mobilenet-tvm[cuda]'",
+    }
+
+
+def test_cuda_is_not_looked_at_without_tvm(monkeypatch):
+    monkeypatch.setattr(environment, "_version", lambda name: "1.0")
+    monkeypatch.delattr(toolchain, "Worker")
+    assert environment.cuda(False)["compile"]["why"] == "the pinned TVM is not usable"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (TimeoutError(), "it took more than 300 s"),
+        (ChildProcessError(), "the process crashed"),
+        (RuntimeError("Traceback ...\nmobilenet_tvm.cuda.errors.CudaError: no g++"), "no g++"),
+    ],
+    ids=["timeout", "crash", "error"],
+)
+def test_cuda_that_does_not_compile_says_why(monkeypatch, error, why):
+    class Worker:
+        def call(self, *_, **__):
+            raise error
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(environment, "_version", lambda name: "1.0")
+    monkeypatch.setattr(toolchain, "Worker", Worker)
+    assert environment.cuda(True)["compile"] == {"ok": False, "why": why}
 
 
 def test_a_person_gets_plain_lines(report):

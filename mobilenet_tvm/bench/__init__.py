@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threads, compare
+from mobilenet_tvm.bench.gpu import compare_on_gpu, require_gpu
+from mobilenet_tvm.bench.gpu_results import GpuBenchResult, gpu_table
 from mobilenet_tvm.bench.noise import NOISY, machine_noise
 from mobilenet_tvm.bench.peak import host_target, machine_name, measure_peak_gflops
 from mobilenet_tvm.bench.reference import reference_model
@@ -18,15 +20,19 @@ __all__ = [
     "Agreement",
     "BenchResult",
     "Contender",
+    "GpuBenchResult",
     "Noise",
     "Ratio",
     "Timing",
     "check_threads",
     "compare",
+    "compare_on_gpu",
+    "gpu_table",
     "host_target",
     "machine_name",
     "machine_noise",
     "measure_peak_gflops",
     "reference_model",
+    "require_gpu",
     "table",
 ]

@@ -6,31 +6,51 @@ import argparse
 import importlib.metadata
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilenet_tvm import targets
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threads, compare
+from mobilenet_tvm.bench.gpu import compare_on_gpu, require_gpu
+from mobilenet_tvm.bench.gpu_peers import PEERS
+from mobilenet_tvm.bench.gpu_results import GpuBenchResult, gpu_table
 from mobilenet_tvm.bench.protocol import ContenderKind
 from mobilenet_tvm.bench.reference import reference_model
-from mobilenet_tvm.bench.results import table
+from mobilenet_tvm.bench.results import BenchResult, table
+from mobilenet_tvm.bench.untuned import build_untuned
 from mobilenet_tvm.build.manifest import Manifest, read_manifest
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.targets import physical_cores
 
-# Runtimes that a model can be held against: the distribution's name, and its own.
-PEERS: dict[ContenderKind, str] = {"onnxruntime": "ONNX Runtime"}
+# Runtimes on the CPU that a model can be held against: the distribution's name, and its own.
+CPU_PEERS: dict[ContenderKind, str] = {"onnxruntime": "ONNX Runtime"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="a .so")
     parser.add_argument(
+        "--target",
+        metavar="PRESET",
+        help="refuse artifacts for anything else, e.g. cuda (default: what they were compiled for)",
+    )
+    parser.add_argument(
         "--against",
-        default="",
         metavar="PEER,...",
-        help=f"other runtimes to run the same ONNX model in: {', '.join(PEERS)}",
+        help="other runtimes to run the same ONNX model in: onnxruntime, and on a GPU tensorrt "
+        "and torch as well (default: on a GPU all, else none)",
+    )
+    parser.add_argument(
+        "--untuned",
+        action="store_true",
+        help="compile the model without records, too: our schedules and TVM's",
+    )
+    parser.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        help="on a GPU, time each contender that can launch an inference at once that way, too",
     )
     parser.add_argument(
         "--onnx",
@@ -38,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the model's file, where the artifact's manifest no longer leads to it",
     )
-    parser.add_argument("--threads", metavar="N,...", help="default: 1 and all cores")
+    parser.add_argument("--threads", metavar="N,...", help="default: 1 and all cores; not on a GPU")
     parser.add_argument(
         "--rounds", type=int, default=DEFAULT_ROUNDS, metavar="N", help="default: %(default)s"
     )
@@ -47,42 +67,122 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Time what was asked for, print the table, return the result as plain values."""
-    peers = parse_peers(args.against)
-    threads = parse_threads(args.threads)
+    peers, threads = parse_peers(args.against), parse_threads(args.threads)
     contenders, manifest = artifact_contenders(args.artifacts)
-    with tempfile.TemporaryDirectory() as folder:
+    on_gpu = _on_gpu(args.artifacts, args.target)
+    if on_gpu:
+        require_gpu()
+        if args.threads is not None:
+            raise UsageError("--threads is for the CPU: leave it out")
+        peers = list(PEERS) if peers is None else peers
+    else:
+        if args.cuda_graph:
+            raise UsageError(f"--cuda-graph: {args.artifacts[0]} is for the CPU")
+        peers = peers or []
+        for peer in peers:
+            if peer not in CPU_PEERS:
+                raise UsageError(f"--against {peer}: on the CPU there is {', '.join(CPU_PEERS)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
-            model, mult_adds = reference_model(manifest, args.onnx, Path(folder))
+            model, mult_adds = reference_model(manifest, args.onnx, folder)
         except UsageError as error:
-            if peers:
+            if args.untuned or (peers and args.against):
                 raise
-            out.warn(f"no GFLOP/s: {error}")
-            mult_adds = None
-        else:
-            contenders += [Contender(_peer_label(peer), peer, str(model)) for peer in peers]
-        total = len(threads) * args.rounds
+            out.warn(f"no GFLOP/s{' and no other runtime' if peers else ''}: {error}")
+            model, mult_adds = None, None
+        if args.untuned and model is not None:
+            with out.working("compiling the untuned modules to compare with"):
+                built = build_untuned(manifest, model, folder)
+            contenders += [Contender(label, "artifact", str(path)) for label, path in built]
+        time_them = _time_on_gpu if on_gpu else _time_on_cpu
         with out.console.status("starting the workers", refresh_per_second=1) as status:
-
-            def on_round(count: int, done: int) -> None:
-                finished = threads.index(count) * args.rounds + done
-                status.update(f"round {finished} of {total} ({count} threads)")
-
-            result = compare(
-                contenders,
-                threads=threads,
-                rounds=args.rounds,
-                mult_adds=mult_adds,
-                seed=args.seed,
-                on_round=on_round,
-            )
-    out.console.print(table(result))
+            result = time_them(args, contenders, peers, threads, model, mult_adds, status.update)
+    out.console.print(gpu_table(result) if isinstance(result, GpuBenchResult) else table(result))
     for warning in result.warnings:
         out.warn(warning)
     return result.as_dict()
 
 
-def parse_peers(text: str) -> list[ContenderKind]:
+def _time_on_cpu(
+    args: argparse.Namespace,
+    contenders: list[Contender],
+    peers: Sequence[str],
+    threads: Sequence[int],
+    model: Path | None,
+    mult_adds: int | None,
+    say: Callable[[str], None],
+) -> BenchResult:
+    if model is not None:
+        contenders = contenders + [
+            Contender(f"{title} {importlib.metadata.version(peer)}", peer, str(model))
+            for peer, title in CPU_PEERS.items()
+            if peer in peers
+        ]
+    total = len(threads) * args.rounds
+
+    def on_round(count: int, done: int) -> None:
+        finished = threads.index(count) * args.rounds + done
+        say(f"round {finished} of {total} ({count} threads)")
+
+    return compare(
+        contenders,
+        threads=threads,
+        rounds=args.rounds,
+        mult_adds=mult_adds,
+        seed=args.seed,
+        on_round=on_round,
+    )
+
+
+def _time_on_gpu(
+    args: argparse.Namespace,
+    contenders: list[Contender],
+    peers: Sequence[str],
+    threads: Sequence[int],
+    model: Path | None,
+    mult_adds: int | None,
+    say: Callable[[str], None],
+) -> GpuBenchResult:
+    return compare_on_gpu(
+        [(one.label, Path(one.path)) for one in contenders],
+        onnx=model,
+        peers=peers,
+        graphs=args.cuda_graph,
+        rounds=args.rounds,
+        mult_adds=mult_adds,
+        seed=args.seed,
+        on_round=lambda done: say(f"round {done} of {args.rounds}"),
+    )
+
+
+def _on_gpu(paths: Sequence[Path], target: str | None) -> bool:
+    """Whether the artifacts' kernels run on a GPU.
+
+    Raises:
+        UsageError: some do and some do not, or they are not for ``--target``.
+    """
+    presets = [targets.resolve(read_manifest(path).target.preset) for path in paths]
+    on_gpu = presets[0].gpu is not None
+    wanted = None if target is None else targets.resolve(target)
+    for path, preset in zip(paths, presets, strict=True):
+        if wanted is not None and (wanted.gpu is None) != (preset.gpu is None):
+            raise UsageError(f"--target {target}: {path} is for {preset.name}")
+        # Any GPU's code that this machine runs is code for its GPU.
+        if wanted is not None and target != "cuda" and preset.name != wanted.name:
+            raise UsageError(f"--target {target}: {path} is for {preset.name}")
+        if (preset.gpu is not None) != on_gpu:
+            raise UsageError(
+                f"{path} is for {preset.name} and {paths[0]} for {presets[0].name}: compare builds "
+                "for a GPU and for the CPU one kind at a time"
+            )
+    return on_gpu
+
+
+def parse_peers(text: str | None) -> list[str] | None:
     """``"onnxruntime"`` -> ``["onnxruntime"]``; UsageError names the known ones."""
+    if text is None:
+        return None
     wanted = {peer.strip() for peer in text.split(",") if peer.strip()}
     for peer in sorted(wanted.difference(PEERS)):
         raise UsageError(f"--against {peer}: unknown, the known ones are {', '.join(PEERS)}")
@@ -122,10 +222,6 @@ def artifact_contenders(paths: Sequence[Path]) -> tuple[list[Contender], Manifes
         Contender(label, "artifact", str(path)) for label, path in zip(labels, paths, strict=True)
     ]
     return contenders, manifests[0]
-
-
-def _peer_label(peer: ContenderKind) -> str:
-    return f"{PEERS[peer]} {importlib.metadata.version(peer)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

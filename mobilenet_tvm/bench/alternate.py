@@ -53,7 +53,7 @@ class Contender:
 
 
 @dataclass
-class _Lane:
+class Lane:
     """One contender while it is being timed."""
 
     contender: Contender
@@ -144,21 +144,21 @@ def _run(
     seed: int,
     meter: NoiseMeter,
     on_round: Callable[[int, int], None] | None,
-) -> list[_Lane]:
+) -> list[Lane]:
     """All rounds at one number of threads. Every worker is dead when this returns or raises."""
     order = random.Random(seed)
     with ExitStack() as stack:
         lanes = []
         for contender in contenders:
             worker = stack.enter_context(WorkerProcess(contender.label, threads))
-            lane = _Lane(contender, worker)
+            lane = Lane(contender, worker)
             request = protocol.Load(contender.kind, contender.path, threads)
             lane.inputs = worker.ask(request, protocol.Loaded, LOAD_TIMEOUT_S).inputs
             worker.pause()
             lanes.append(lane)
-        shapes = _common_shapes(lanes)
+        shapes = common_shapes(lanes)
         for lane in lanes:
-            _prepare(lane, shapes, seed)
+            prepare(lane, shapes, seed)
         for done in range(1, rounds + 1):
             meter.sample(math.ceil(peak.BURSTS / rounds))
             for lane in order.sample(lanes, len(lanes)):
@@ -168,18 +168,25 @@ def _run(
     return lanes
 
 
-def _prepare(lane: _Lane, shapes: tuple[tuple[int, ...], ...], seed: int) -> None:
+def prepare(
+    lane: Lane,
+    shapes: tuple[tuple[int, ...], ...],
+    seed: int,
+    timeout_s: float = LOAD_TIMEOUT_S,
+) -> protocol.Prepared:
+    """Have a contender run once on the input that ``seed`` makes, and keep its outputs."""
     lane.worker.resume()
     request = protocol.Prepare(shapes, seed)
-    prepared = lane.worker.ask(request, protocol.Prepared, LOAD_TIMEOUT_S)
+    prepared = lane.worker.ask(request, protocol.Prepared, timeout_s)
     lane.worker.pause()
     lane.inference_ms = max(prepared.inference_ms, 1e-3)
     lane.outputs = [
         np.frombuffer(array.data, array.dtype).reshape(array.shape) for array in prepared.outputs
     ]
+    return prepared
 
 
-def _round(lane: _Lane) -> None:
+def _round(lane: Lane) -> None:
     """One turn of one contender."""
     inferences = math.ceil(ROUND_MS / lane.inference_ms)
     warmup = math.ceil(WARMUP_MS / lane.inference_ms)
@@ -190,7 +197,7 @@ def _round(lane: _Lane) -> None:
     lane.worker.pause()
 
 
-def _common_shapes(lanes: Sequence[_Lane]) -> tuple[tuple[int, ...], ...]:
+def common_shapes(lanes: Sequence[Lane]) -> tuple[tuple[int, ...], ...]:
     """The input shapes that all contenders take; one may leave open what another fixes."""
     first = lanes[0]
     shapes: list[tuple[int, ...]] = []
@@ -216,7 +223,7 @@ def _common_shapes(lanes: Sequence[_Lane]) -> tuple[tuple[int, ...], ...]:
     return tuple(shapes)
 
 
-def _different(*lanes: _Lane) -> UsageError:
+def _different(*lanes: Lane) -> UsageError:
     takes = "; ".join(
         f"{lane.contender.label} takes {', '.join(map(_shape_text, lane.inputs))}" for lane in lanes
     )
@@ -227,7 +234,7 @@ def _shape_text(spec: protocol.InputSpec) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in spec.shape)}] {spec.dtype}"
 
 
-def _agreements(lanes: Sequence[_Lane], threads: int) -> list[Agreement]:
+def _agreements(lanes: Sequence[Lane], threads: int) -> list[Agreement]:
     kinds = [lane.contender.kind for lane in lanes]
     reference = lanes[kinds.index("onnxruntime") if "onnxruntime" in kinds else 0]
     found = []

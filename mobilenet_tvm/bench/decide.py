@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, compare
+from mobilenet_tvm.bench.gpu import compare_on_gpu
+from mobilenet_tvm.bench.gpu_results import GpuBenchResult
 from mobilenet_tvm.bench.results import BenchResult
 
 # How many times as fast one build must be for the difference to be no noise.
@@ -56,11 +58,25 @@ def decide(
     return choose(result, {c.name: c.layout_transforms for c in candidates})
 
 
-def choose(result: BenchResult, layout_transforms: Mapping[str, int]) -> Choice:
+def decide_on_gpu(
+    candidates: Sequence[Candidate], *, rounds: int = DEFAULT_ROUNDS, seed: int = 0
+) -> Choice:
+    """The same on this machine's GPU.
+
+    Raises:
+        UsageError: candidates that are not builds of one model.
+        DeviceError: a worker died, hung or failed, or there is no GPU.
+    """
+    artifacts = [(c.name, c.path) for c in candidates]
+    result = compare_on_gpu(artifacts, graphs=False, rounds=rounds, seed=seed)
+    return choose(result, {c.name: c.layout_transforms for c in candidates})
+
+
+def choose(result: BenchResult | GpuBenchResult, layout_transforms: Mapping[str, int]) -> Choice:
     """The fastest by the paired ratios; within the noise, the one with fewer layout transforms.
 
     Args:
-        result: of one number of threads.
+        result: of one number of threads, or of a GPU.
         layout_transforms: of each contender, by label.
     """
     first = result.timings[0]
@@ -71,7 +87,9 @@ def choose(result: BenchResult, layout_transforms: Mapping[str, int]) -> Choice:
     fastest = max(speed, key=lambda name: speed[name])
     close = [name for name in speed if _ratio(result, fastest, name) < CLEARLY]
     chosen = min(close, key=lambda name: (layout_transforms[name], -speed[name]))
-    at = f"at {first.threads} thread" + ("" if first.threads == 1 else "s")
+    at = "on the GPU"
+    if isinstance(result, BenchResult):
+        at = f"at {first.threads} thread" + ("" if first.threads == 1 else "s")
     why = f"fastest of {len(speed)} measured end to end {at}"
     if chosen != fastest:
         ahead = 100 * (_ratio(result, fastest, chosen) - 1)
@@ -86,7 +104,7 @@ def choose(result: BenchResult, layout_transforms: Mapping[str, int]) -> Choice:
     )
 
 
-def _ratio(result: BenchResult, of: str, to: str) -> float:
+def _ratio(result: BenchResult | GpuBenchResult, of: str, to: str) -> float:
     """How many times as fast ``of`` is as ``to``, whichever way round it was kept."""
     if of == to:
         return 1.0

@@ -6,7 +6,20 @@ from typing import Literal
 
 import msgspec
 
-ContenderKind = Literal["artifact", "onnxruntime"]
+# Those after the first two run on this machine's GPU (``gpu_runners``).
+ContenderKind = Literal[
+    "artifact",
+    "onnxruntime",
+    "cuda-artifact",
+    "cuda-artifact-graph",
+    "cuda-onnxruntime",
+    "cuda-onnxruntime-graph",
+    "tensorrt",
+    "tensorrt-graph",
+    "tensorrt-tf32",
+    "torch",
+    "torch-compiled",
+]
 
 
 class InputSpec(msgspec.Struct, frozen=True):
@@ -47,17 +60,23 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, tag=True):
-    """The outputs for those inputs, in the model's order, and a first idea of the latency."""
+    """The outputs for those inputs, in the model's order, and a first idea of the latency:
+    ``round_trip_ms`` with copies from and to this machine's memory, None where it is all there."""
 
     outputs: tuple[Array, ...]
     inference_ms: float
+    round_trip_ms: float | None = None
 
 
 class Measure(msgspec.Struct, frozen=True, tag=True):
-    """Run ``warmup`` inferences, then ``inferences`` timed ones; answered by ``Measured``."""
+    """Run ``warmup`` inferences, then ``inferences`` timed ones; answered by ``Measured``.
+
+    With ``copies`` each begins with its input in this machine's memory and ends with its output
+    there; only what runs on a GPU makes a difference."""
 
     inferences: int
     warmup: int
+    copies: bool = False
 
 
 class Measured(msgspec.Struct, frozen=True, tag=True):

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -50,6 +50,15 @@ class Runner(Protocol):
 
     def timer(self) -> Callable[[], object]:
         """A function that runs one inference on the inputs set last, without copies."""
+
+
+@runtime_checkable
+class GpuRunner(Runner, Protocol):
+    """One model in one runtime on a GPU. ``timer``'s function returns when the GPU has finished."""
+
+    def round_trip(self, arrays: Sequence[AnyArray]) -> Callable[[], object]:
+        """A function that copies the inputs to the GPU, runs one inference, copies the outputs
+        back, and returns when they are there."""
 
 
 class ArtifactRunner:
@@ -93,12 +102,13 @@ class OnnxRuntimeRunner:
             )
         except Exception as error:  # it raises a type of its own for every cause
             raise UsageError(f"ONNX Runtime cannot load {path}: {_one_line(error)}") from None
-        self.inputs = tuple(self._spec(node) for node in self._session.get_inputs())
+        self.inputs = tuple(self.spec(node) for node in self._session.get_inputs())
         self._binding = self._session.io_binding()
         self._bound: list[AnyArray] = []
 
     @staticmethod
-    def _spec(node: Any) -> protocol.InputSpec:
+    def spec(node: Any) -> protocol.InputSpec:
+        """What an input of a session takes; UsageError for what cannot be made up."""
         if node.type not in _ORT_DTYPES:
             raise UsageError(f"input {node.name} is a {node.type}, which bench cannot make up")
         shape = tuple(d if isinstance(d, int) and d > 0 else None for d in node.shape)
@@ -125,6 +135,15 @@ RUNNERS: dict[str, Callable[[str, int], Runner]] = {
     "artifact": ArtifactRunner,
     "onnxruntime": OnnxRuntimeRunner,
 }
+
+
+def make_runner(kind: str, path: str, threads: int) -> Runner:
+    """The runner of a contender, its model loaded."""
+    if kind in RUNNERS:
+        return RUNNERS[kind](path, threads)
+    from mobilenet_tvm.bench import gpu_runners
+
+    return gpu_runners.RUNNERS[kind](path)
 
 
 def random_inputs(
@@ -159,6 +178,7 @@ class Server:
     def __init__(self) -> None:
         self._runner: Runner | None = None
         self._infer: Callable[[], object] | None = None
+        self._round_trip: Callable[[], object] | None = None
 
     def answer(self, request: protocol.Request) -> protocol.Reply:
         """Do what is asked.
@@ -167,7 +187,7 @@ class Server:
             UsageError: the model cannot be loaded or is not the one that was asked for.
         """
         if isinstance(request, protocol.Load):
-            self._runner = RUNNERS[request.kind](request.path, request.threads)
+            self._runner = make_runner(request.kind, request.path, request.threads)
             return protocol.Loaded(self._runner.inputs)
         if isinstance(request, protocol.Prepare):
             if self._runner is None:
@@ -175,14 +195,23 @@ class Server:
             arrays = random_inputs(self._runner.inputs, request.shapes, request.seed)
             outputs = [np.ascontiguousarray(a) for a in self._runner.prepare(arrays)]
             self._infer = self._runner.timer()
-            # The first call settles memory and threads.
-            inference_ms = statistics.median(time_inferences(self._infer, 4)[1:])
+            inference_ms, round_trip_ms = _first_look(self._infer), None
+            if isinstance(self._runner, GpuRunner):
+                self._round_trip = self._runner.round_trip(arrays)
+                round_trip_ms = _first_look(self._round_trip)
             wired = (protocol.Array(a.shape, a.dtype.name, a.tobytes()) for a in outputs)
-            return protocol.Prepared(tuple(wired), inference_ms)
-        if self._infer is None:
+            return protocol.Prepared(tuple(wired), inference_ms, round_trip_ms)
+        infer = self._round_trip if request.copies else self._infer
+        if infer is None:
             raise UsageError("measure before prepare")
-        time_inferences(self._infer, request.warmup)
-        return protocol.Measured(time_inferences(self._infer, request.inferences))
+        time_inferences(infer, request.warmup)
+        return protocol.Measured(time_inferences(infer, request.inferences))
+
+
+def _first_look(infer: Callable[[], object]) -> float:
+    """Milliseconds of an inference; the first call, which settles memory and threads, is left
+    out."""
+    return statistics.median(time_inferences(infer, 4)[1:])
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:

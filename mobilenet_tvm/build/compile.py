@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mobilenet_tvm import cuda, toolchain
 from mobilenet_tvm.build.aot import lower
+from mobilenet_tvm.build.cuda_kernels import only_image, write_kernels
 from mobilenet_tvm.build.dispatch import AnsorRecords, UnusablePlanError, autotvm_records
 from mobilenet_tvm.build.folding import optimized
 from mobilenet_tvm.build.layers import FusedModule, kernel_names, layer_infos, safe_kernels_of
@@ -28,6 +29,7 @@ from mobilenet_tvm.build.manifest import (
 )
 from mobilenet_tvm.build.plans import Plan, plan_tasks
 from mobilenet_tvm.build.static import write_library
+from mobilenet_tvm.cuda import codegen
 from mobilenet_tvm.errors import DeviceError, carries_interrupt, last_line
 from mobilenet_tvm.frontend import RelayModel
 from mobilenet_tvm.records import Record, Task
@@ -73,6 +75,8 @@ def compile_model(
 ) -> Manifest:
     """Compile a model with the best records and write ``path`` and its manifest.
 
+    For a GPU the CUDA C of its kernels is written beside them, ``<name>.cu``.
+
     Args:
         model: as ``frontend.to_relay`` made it.
         preset: what to compile for.
@@ -94,8 +98,8 @@ def compile_model(
 
     Raises:
         UnusablePlanError: a layer that is Ansor's has no record that fits, or TVM cannot apply it.
-        DeviceError: the linker failed, what it made would not load on the target, or the folder
-            cannot be written.
+        DeviceError: the linker failed, what it made would not load on the target, the folder
+            cannot be written, or for a GPU there is no compiler.
     """
     toolchain.activate()
     if preset.gpu is not None:
@@ -129,7 +133,7 @@ def compile_model(
         autotvm_context = autotvm_records((r for r in given if r.searcher == "autotvm"), used)
         ansor_context = AnsorRecords((r for r in given if r.searcher == "ansor"), missed)
         off = list(toolchain.DISABLED_PASSES)
-        with autotvm_context, ansor_context:
+        with autotvm_context, ansor_context, codegen.collecting() as compiled:
             with tvm.transform.PassContext(opt_level=3, config=config, disabled_pass=off):
                 module, done = optimized(module, target, model.params)
             with tvm.transform.PassContext(
@@ -154,9 +158,11 @@ def compile_model(
         mobilenet_tvm.schedules.use("ours")
     used |= ansor_context.used
     applied = [record for record in given if record.key in used]
-    c_library = None
+    c_library = kernels = None
     if c_prefix is None:
+        image = only_image(library, compiled)
         link(library, path, preset, linker=linker)
+        kernels = None if image is None else write_kernels(path, preset, image)
         graph = library.get_graph_json()
         names, transforms = kernel_names(graph), layout_transforms(graph)
     else:
@@ -183,7 +189,13 @@ def compile_model(
         model=info,
         inputs=model.inputs,
         outputs=model.outputs,
-        target=TargetInfo(preset.name, preset.target, preset.arch, preset.cpu_features),
+        target=TargetInfo(
+            preset.name,
+            preset.target,
+            preset.arch,
+            preset.cpu_features,
+            None if preset.gpu is None else preset.gpu.arch,
+        ),
         toolchain=ToolchainInfo(
             mobilenet_tvm.__version__, tvm.__version__, toolchain.llvm_version()
         ),
@@ -206,6 +218,7 @@ def compile_model(
             used=applied,
         ),
         c_library=c_library,
+        cuda=kernels,
     )
     try:
         write_manifest(path, manifest)

@@ -222,7 +222,7 @@ def foreign_instructions(path: Path, preset: Preset) -> list[str]:
     Raises:
         LinkError: ``llvm-objdump`` failed.
     """
-    attributes = re.search(r"-mattr=(\S+)", preset.target)
+    attributes = re.search(r"-mattr=(\S+)", preset.host or preset.target)
     command = [str(llvm_tool("llvm-objdump")), "--disassemble", f"--triple={preset.triple}"]
     if preset.cpu != "generic":
         command.append(f"--mcpu={preset.cpu}")

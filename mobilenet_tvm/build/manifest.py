@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from mobilenet_tvm.build.cuda_info import CudaInfo
 from mobilenet_tvm.errors import UsageError
 
 FORMAT_VERSION = 3
@@ -58,7 +59,8 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class TargetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the machine must be: ``arch`` as ``platform.machine()`` says, CPU feature names as
-    archspec names them (``avx512f``, ``fma`` ...)."""
+    archspec names them (``avx512f``, ``fma`` ...). ``cuda_arch`` (``sm_80``) is the GPU that its
+    kernels run on, None where that is the CPU."""
 
     preset: str
     target: str
@@ -137,7 +139,8 @@ class NpzInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The board that an artifact ran on: its name and CPU, and whether an emulator played it."""
+    """What an artifact ran on: a board's name and its CPU, or this machine's and its GPU, and
+    whether an emulator played it."""
 
     board: str
     cpu: str
@@ -195,7 +198,8 @@ class CLibrary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that a user of ``<name>.so`` must know. See the module's docstring.
 
-    ``so_sha256`` is of the file that it describes, ``c_library`` there where that is a ``.a``.
+    ``so_sha256`` is of the file that it describes, ``c_library`` there where that is a ``.a``,
+    ``cuda`` where it has kernels for a GPU.
     """
 
     format_version: int
@@ -214,6 +218,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decision: tuple[CandidateInfo, ...] = ()
     layers: tuple[LayerInfo, ...] = ()
     c_library: CLibrary | None = None
+    cuda: CudaInfo | None = None
 
 
 def manifest_path(artifact: Path) -> Path:

@@ -10,6 +10,7 @@ from mobilenet_tvm import frontend, targets
 from mobilenet_tvm.build import compile_model, make_plans
 from mobilenet_tvm.build.manifest import ModelInfo
 from mobilenet_tvm.build.plans import by_estimate
+from mobilenet_tvm.cli.device_options import prepare_emulated
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.cli.logs_given import read_logs
 from mobilenet_tvm.cli.options import file_name, parse_shape, positive
@@ -51,6 +52,7 @@ def build_alone(args: argparse.Namespace, folder: Path, out: Output) -> Path:
         DeviceError: it cannot be compiled.
     """
     preset = targets.resolve(args.target or "x86")
+    prepare_emulated(args, preset)
     with out.working(f"compiling {args.onnx} for {preset.name}"):
         clean = frontend.clean(frontend.read(args.onnx), shape=args.shape, batch=args.batch)
         relay = frontend.to_relay(clean)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mobilenet_tvm import frontend, targets
+from mobilenet_tvm import cuda, frontend, targets
 from mobilenet_tvm.bench import check_threads
 from mobilenet_tvm.build import Plan, coverage, make_plans, plan_tasks
 from mobilenet_tvm.build.link import parse_linker
@@ -24,6 +24,8 @@ from mobilenet_tvm.build.manifest import (
 )
 from mobilenet_tvm.build.static import c_name, parse_c_name
 from mobilenet_tvm.cli.candidates import Decision, build_and_decide, table
+from mobilenet_tvm.cli.cuda_report import print_kernels
+from mobilenet_tvm.cli.device_options import prepare_emulated
 from mobilenet_tvm.cli.frame import Output, VerbFailedError
 from mobilenet_tvm.cli.options import add_model_options, model_info, positive, resolve_model
 from mobilenet_tvm.cli.scratch import folder_beside
@@ -31,6 +33,7 @@ from mobilenet_tvm.errors import CheckFailedError, DeviceError, UsageError
 from mobilenet_tvm.parity import ParityResult
 from mobilenet_tvm.parity.inputs import find_images
 from mobilenet_tvm.records import Record, SearcherName, Task, extract_tasks
+from mobilenet_tvm.runtime import gpus
 from mobilenet_tvm.runtime.static import emulator, why_not
 from mobilenet_tvm.targets import Preset
 
@@ -168,15 +171,17 @@ class Job:
 
     @property
     def runs(self) -> bool:
-        """Whether there is something to run the artifact on: this machine, or a board."""
+        """Whether there is something to run the artifact on: this machine, its GPU or the
+        emulator, or a board."""
         on_board = self.device is not None and self.device.rpc is not None
-        return on_board or self.preset.runs_here()
+        return on_board or gpus.runs_here(self.preset)
 
     @property
     def timed(self) -> bool:
         """Whether candidates can be timed there."""
         timing = "measured" if self.device is None else self.device.timing
-        return timing == "measured" and self.runs
+        on_emulator = self.preset.gpu is not None and cuda.emulated()
+        return timing == "measured" and self.runs and not on_emulator
 
     @property
     def all_tasks(self) -> tuple[Task, ...]:
@@ -207,6 +212,7 @@ def prepare(args: argparse.Namespace) -> Job:
     """
     # All that can be wrong is found here, not after the search.
     preset = targets.resolve(args.target)
+    prepare_emulated(args, preset)
     if preset.runs_here():
         check_threads([args.threads])
     labels = read_labels(args.labels) if args.labels else None
@@ -225,17 +231,22 @@ def prepare(args: argparse.Namespace) -> Job:
         images=images,
         folder=args.output,
         linker=args.linker,
-        c_prefix=_c_prefix(args, info.name),
+        c_prefix=_c_prefix(args, info.name, preset),
     )
 
 
-def _c_prefix(args: argparse.Namespace, model: str) -> str | None:
+def _c_prefix(args: argparse.Namespace, model: str, preset: Preset) -> str | None:
     """What the names of a static library begin with; None for a ``.so``."""
     name: str | None = getattr(args, "name", None)
     if getattr(args, "format", "so") == "so":
         if name is not None:
             raise UsageError("--name is for --format c: a .so is called after its model")
         return None
+    if preset.gpu is not None:
+        raise UsageError(
+            f"--format c is for CPUs, and kernels of {preset.name} need TVM's runtime to be "
+            "launched: leave it out, or give the --target of a CPU"
+        )
     if args.linker is not None:
         raise UsageError("--linker is for a .so: with --format c it is your program that is linked")
     return name or c_name(model)
@@ -314,6 +325,8 @@ def compile_and_check(
         out.line(f"header    {header}: {manifest.c_library.prefix}_run, workspace {kib:.0f} KiB")
     elif job.preset.kind == "object":
         out.line("          objects only: TVM links them on the machine that loads the .tar")
+    if manifest.cuda is not None:
+        print_kernels(manifest.cuda, job.artifact.with_name(manifest.cuda.source), out)
     payload: dict[str, Any] = {
         "artifact": str(job.artifact),
         "preset": job.preset.name,
@@ -322,6 +335,7 @@ def compile_and_check(
         "layout_transforms": manifest.tuning.layout_transforms,
         "decision": [msgspec.structs.asdict(one) for one in decision.candidates],
         "parity": None if parity is None else parity.as_dict(),
+        "cuda": msgspec.to_builtins(manifest.cuda),
     }
     if parity is None:
         out.line(f"parity    not checked: {why}")
@@ -338,6 +352,9 @@ def _why_not(job: Job) -> str | None:
         return None if emulator(job.preset) is not None else why_not(job.preset)
     if job.runs:
         return None
+    if job.preset.gpu is not None and job.preset.runs_here():
+        capability = job.preset.gpu.compute_capability
+        return f"it {gpus.why_not(capability, job.preset.name)}"
     where = "--device qemu, or --tracker and --key" if job.preset.qemu else "--tracker and --key"
     return (
         f"{job.preset.name} does not run on this machine; python -m mobilenet_tvm.check with "
@@ -368,6 +385,9 @@ def _keep(decision: Decision, artifact: Path) -> None:
         if manifest.c_library is not None:
             header = manifest.c_library.header
             path.with_name(header).replace(artifact.with_name(header))
+        if manifest.cuda is not None:
+            source = artifact.with_name(manifest.cuda.source)
+            path.with_name(source.name).replace(source)
         path.replace(artifact)
         # Until this is done too, the digest gives the old manifest away.
         manifest_path(path).replace(manifest_path(artifact))

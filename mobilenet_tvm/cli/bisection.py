@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mobilenet_tvm import cuda
 from mobilenet_tvm.build.manifest import Manifest, read_manifest
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.errors import DeviceError, UsageError
@@ -160,6 +161,8 @@ def _reproduce(found: Bisection, manifest: Manifest, folder: Path, asked: Sequen
     model, inputs, *logs = write_reproducer(folder, found)
     command = ["python", "-m", "mobilenet_tvm.check", "--onnx", str(model), "--npz", str(inputs)]
     command += ["--inputs", "0", "--target", manifest.target.preset]
+    if manifest.target.cuda_arch is not None and cuda.emulated():
+        command += ["--device", "emulated"]
     if logs:
         command += ["--logs", *map(str, logs)]
     return shlex.join([*command, *asked])

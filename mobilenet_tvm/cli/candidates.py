@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mobilenet_tvm.bench.board import compare_on_board, open_board
-from mobilenet_tvm.bench.decide import Candidate, Choice, choose, decide
+from mobilenet_tvm.bench.decide import Candidate, Choice, choose, decide, decide_on_gpu
 from mobilenet_tvm.build import Plan, compile_model
 from mobilenet_tvm.build.manifest import CandidateInfo, Manifest
 from mobilenet_tvm.build.plans import by_estimate, times
@@ -171,7 +171,10 @@ def _fastest(
 def _decide(fit: Sequence[Built], job: Job, threads: int) -> Choice:
     """Measured where the search was: on a board, or on this machine."""
     if job.device is None or job.device.rpc is None:
-        return decide([_candidate(one) for one in fit], threads=threads)
+        candidates = [_candidate(one) for one in fit]
+        if job.preset.gpu is not None:
+            return decide_on_gpu(candidates)
+        return decide(candidates, threads=threads)
     result = compare_on_board(
         job.device.rpc,
         [(one.plan.name, one.path) for one in fit],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mobilenet_tvm import bench, targets, toolchain
@@ -23,14 +23,17 @@ from mobilenet_tvm.cli.transfer import (
     shipped_logs,
     siblings,
 )
+from mobilenet_tvm.cuda.gpu import watch
 from mobilenet_tvm.errors import MobilenetTvmError, UsageError
 from mobilenet_tvm.records import (
+    LAUNCH_BOUND,
     Config,
     Record,
     RecordLog,
     RunInfo,
     SearcherName,
     Task,
+    best_records,
     read_run,
     run_path,
     workloads_path,
@@ -150,15 +153,16 @@ def search(
         for run in runs.values():
             # At once, so that even after a kill -9 the log says which machine it is of.
             run.write()
-        peak_flops = float("inf")  # of another machine nothing is known: no layer is near it
+        peak_flops = device.peak_flops
         if device.here:
             _warn_of_noise(args.threads, out)
             peak_flops = _peak_flops(job, args.threads, tasks, logs.values())
         progress = (RichProgress if out.console.is_terminal else PlainProgress)(
             out.console, timed=device.timing == "measured"
         )
+        notes: list[str] = []
         try:
-            with progress:
+            with progress, _watching_gpu(device, notes, out):
                 tune_tasks(
                     tasks,
                     make_searcher=seeds.searcher,
@@ -166,7 +170,7 @@ def search(
                     logs=logs,
                     budget=Budget(args.time_budget),
                     progress=progress,
-                    floor_s=lambda task: task.flops / peak_flops,
+                    floor_s=lambda task: max(task.flops / peak_flops, device.launch_s),
                     summary=summary,
                 )
         except BaseException as error:
@@ -177,11 +181,46 @@ def search(
             raise
         finally:
             device.measurer.close()
+            records = [record for log in logs.values() for record in log.records]
+            notes += launch_notes(tasks, records, device.launch_s)
             for run in runs.values():
-                run.write()
+                run.write(notes)
         _report(summary, out)
-        records = [record for log in logs.values() for record in log.records]
+        for note in notes:
+            out.line(f"          {note}")
         return records + _other_searchers(job, where, args, out), summary
+
+
+@contextlib.contextmanager
+def _watching_gpu(device: Device, notes: list[str], out: Output) -> Iterator[None]:
+    """Note how this machine's GPU did within the block."""
+    if not device.gpu:
+        yield
+        return
+    try:
+        with watch() as seen:
+            yield
+    finally:
+        if (summary := seen.summary()) is not None:
+            notes.append(f"GPU: {summary}")
+            if summary.throttled or summary.others:
+                out.warn(
+                    f"the GPU was not at its best ({summary}): trials are that uncertain: cool it, "
+                    "stop what else runs there, then use --fresh"
+                )
+
+
+def launch_notes(tasks: Iterable[Task], records: Sequence[Record], launch_s: float) -> list[str]:
+    """What is to be said of layers that take hardly longer than a GPU's launch."""
+    best = best_records(records)
+    known = [best[task.key] for task in tasks if task.key in best]
+    bound = [r for r in known if r.cost_s is not None and r.cost_s <= LAUNCH_BOUND * launch_s]
+    if not bound:
+        return []
+    return [
+        f"{len(bound)} of {len(known)} tasks take hardly longer than a launch does "
+        f"({1e6 * launch_s:.1f} us): which of their configurations is the fastest is chance"
+    ]
 
 
 def _peak_flops(job: Job, threads: int, tasks: Sequence[Task], logs: Iterable[RecordLog]) -> float:
@@ -364,7 +403,7 @@ class _Run:
         self._spent_s += sum(map(trial_seconds, killed))
         self._known = len(log.records)
 
-    def write(self) -> None:
+    def write(self, notes: Sequence[str] = ()) -> None:
         """Write it as things stand."""
         job, records = self._job, self._log.records
         write_run(
@@ -385,5 +424,6 @@ class _Run:
                 trials=len(records),
                 failures=count_failures(record.error for record in records),
                 timing=self._where.timing,
+                notes=tuple(notes),
             ),
         )

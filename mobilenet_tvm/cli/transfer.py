@@ -10,6 +10,7 @@ from mobilenet_tvm import tuning_logs
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records import Record, RunInfo, read_log, read_run, register_workloads
 from mobilenet_tvm.records.runfile import Timing
+from mobilenet_tvm.search.transfer import kind_of
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,16 @@ class Known:
 
     def lessons(self, keys: set[str], target: str, where: Where) -> list[Record]:
         """What Ansor's cost model may learn: measured times, and those of another CPU, target
-        or number of threads only of tasks that this run (``keys``) does not time itself."""
+        or number of threads only of tasks that this run (``keys``) does not time itself. A CPU's
+        say nothing of a GPU."""
         if self.run is None or not self.measured:
             return []
         here = self.of(where)
         return [
             record
             for record in self.records
-            if record.key not in keys or (here and record.target == target)
+            if kind_of(record.target) == kind_of(target)
+            and (record.key not in keys or (here and record.target == target))
         ]
 
 

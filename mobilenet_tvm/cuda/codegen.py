@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from mobilenet_tvm.cuda import emulated, nvrtc, sources
+from mobilenet_tvm.cuda import emulated, nvrtc, plugin, sources
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,19 @@ class Compiled:
     Attributes:
         source: CUDA C.
         arch: ``sm_80``.
-        image: what the module holds and the driver is given.
+        image: what the module holds and the driver is given, a fatbin: machine code, and PTX from
+            which the driver of a newer GPU makes its own.
         cubin: the machine code alone.
+        log: the compiler's.
+        functions: the lowered ``PrimFunc`` of each kernel; ``report`` reads them.
     """
 
     source: str
     arch: str
     image: bytes
     cubin: bytes
+    log: str
+    functions: tuple[Any, ...] = field(repr=False)
 
 
 _collectors: list[list[Compiled]] = []
@@ -55,21 +60,26 @@ def build(module: Any, target: Any) -> Any:
     Args:
         module: PrimFuncs that are launched on the device.
         target: ``tvm.target.Target`` with an ``arch``.
+
+    Raises:
+        CudaError: the loaded TVM has no code generator, or NVRTC is missing or refuses the source.
     """
     import tvm
 
+    plugin.check_symbols()
     names = list(module.functions)
     functions = [module.functions[name] for name in names]
     source = str(tvm.get_global_func("mobilenet_tvm.cuda.source")(names, functions))
     arch = str(target.arch)
     image = nvrtc.compile_source(source, arch)
     for built in _collectors:
-        built.append(Compiled(source, arch, image.cubin, image.cubin))
+        built.append(Compiled(source, arch, image.fatbin, image.cubin, image.log, tuple(functions)))
     if emulated():
-        sources.remember(source, image.cubin)
+        sources.remember(source, image.fatbin)
     described = json.dumps([_describe(function) for function in functions])
     create = tvm.get_global_func("mobilenet_tvm.cuda.module")
-    return create(bytearray(image.cubin), "cubin", described, source)
+    # "cubin": whatever TVM is given by this name goes to the driver as it is.
+    return create(bytearray(image.fatbin), "cubin", described, source)
 
 
 def _describe(function: Any) -> dict[str, Any]:

@@ -7,18 +7,19 @@ as C++. docs/emulated-cuda.md says what this checks and what it cannot.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.cuda import sources
+from mobilenet_tvm.cuda import compilers, sources
+from mobilenet_tvm.cuda.compilers import Compiler
 from mobilenet_tvm.cuda.emulator_source import translate
 from mobilenet_tvm.cuda.errors import CudaError
 from mobilenet_tvm.targets.gpus import GPUS, Gpu
@@ -43,7 +44,6 @@ _FLAGS = (
     "-fwrapv",
     "-fno-math-errno",
     "-fno-asynchronous-unwind-tables",
-    f"-I{_HEADERS}",
 )
 
 
@@ -120,12 +120,13 @@ def compile_image(source: str) -> Path:
     Raises:
         CudaError: the emulator cannot run this source, or the compiler refuses it.
     """
-    compiler = _compiler()
+    compiler, libraries = _compiler(os.environ.get("CXX"))
     translated = translate(source)
     key = hashlib.sha256(translated.encode())
     for header in sorted(_HEADERS.glob("*.h")):
         key.update(header.read_bytes())
-    key.update(f"{compiler.identity} {_FLAGS} {platform.machine()}".encode())
+    parts = (compiler.command, compiler.version, libraries, _FLAGS, platform.machine())
+    key.update(repr(parts).encode())
     # Its name says all of its content, so the loader never takes one for another.
     path = toolchain.cache_dir() / "cuda" / "images" / f"{key.hexdigest()[:32]}.so"
     if path.exists():
@@ -135,49 +136,33 @@ def compile_image(source: str) -> Path:
         written = Path(folder, "kernels.cc")
         written.write_text(translated)
         built = Path(folder, path.name)
-        compiler.run(*_FLAGS, *compiler.flags, "-o", str(built), str(written), *compiler.libraries)
+        done = compiler.run([*_FLAGS, f"-I{_HEADERS}", "-o", str(built), str(written), *libraries])
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error:" in line]
+            first = (lines or done.stderr.splitlines() or [f"it ends with {done.returncode}"])[0]
+            raise CudaError(f"{compiler.version} refuses the kernels for the emulator: {first}")
         built.replace(path)
     return path
 
 
-@dataclass(frozen=True)
-class _Compiler:
-    """A C++ compiler of the host; ``command`` is None for the one of the ``ziglang`` wheel."""
+@functools.cache
+def _compiler(chosen: str | None) -> tuple[Compiler, tuple[str, ...]]:
+    """What builds images, and what it is told of libraries; ``chosen`` is ``$CXX``, for the cache.
 
-    command: str | None
-    identity: str
-    flags: tuple[str, ...]
-    libraries: tuple[str, ...]
-
-    def run(self, *arguments: str) -> None:
-        try:
-            if self.command is None:
-                toolchain.zig("c++", *arguments)
-                return
-            environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-            subprocess.run(
-                [self.command, *arguments],
-                check=True,
-                capture_output=True,
-                text=True,
-                env=environment,
-            )
-        except subprocess.CalledProcessError as error:
-            lines = [line for line in error.stderr.splitlines() if "error:" in line]
-            first = (lines or error.stderr.splitlines() or [str(error)])[0]
-            raise CudaError(f"the emulator's compiler refuses the kernels: {first}") from None
-        except ModuleNotFoundError as error:
-            raise CudaError(
-                f"no C++ compiler for the emulator's kernels ({error}): install g++, or set CXX"
-            ) from None
-
-
-def _compiler() -> _Compiler:
-    named = os.environ.get("CXX") or "g++"
-    command = shutil.which(named) or shutil.which("clang++")
-    if command is not None:
-        status = Path(command).resolve().stat()
-        identity = f"{Path(command).resolve()} {status.st_size} {status.st_mtime_ns}"
-        return _Compiler(command, identity, (), ("-nodefaultlibs", "-lm", "-lc", "-lgcc"))
+    An image needs C's library only, so zig will do where it cannot build the plug-in.
+    """
+    found = compilers.find()
+    if found is not None and "ziglang" not in found.command:
+        return found, ("-nodefaultlibs", "-lm", "-lc")
+    command = (sys.executable, "-m", "ziglang", "c++")
     # Zig checks for undefined behaviour unless told otherwise, and brings a C++ library.
-    return _Compiler(None, "zig", ("-fno-sanitize=undefined", "-nostdlib++"), ())
+    return Compiler(command, f"zig {_zig_version()}"), ("-nostdlib++", "-fno-sanitize=undefined")
+
+
+def _zig_version() -> str:
+    try:
+        return importlib.metadata.version("ziglang")
+    except importlib.metadata.PackageNotFoundError:
+        raise CudaError(
+            "no C++ compiler for the emulator's kernels: install g++ or ziglang, or set CXX"
+        ) from None

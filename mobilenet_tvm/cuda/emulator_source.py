@@ -13,7 +13,7 @@ _REFUSED = {
     r"\bnvcuda\b": "tensor cores (wmma)",
     r"\bcuda_bf16\.h\b|\bnv_bfloat16\b": "bfloat16",
     r"\bcuda_fp8\.h\b|\b__nv_fp8": "fp8",
-    r"\btvm_global_barrier_state\b": "a barrier between blocks, which run one after the other",
+    r"\b__tvm_global_barrier_state\b": "a barrier between blocks, which run one after the other",
 }
 _KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\(\s*(\d+)[^)]*\)\s*)?'

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mobilenet_tvm.cuda.errors import CudaError
+
+_INSTALL = "pip install 'mobilenet-tvm[cuda]'"
+# -v: ptxas says in the log what each kernel spills, which the cubin does not.
+_OPTIONS = ("-default-device", "--ptxas-options=-v")
+_HEADERS = {"nvidia-cuda-runtime-cu12": "cuda_runtime", "nvidia-cuda-nvcc-cu12": "cuda_nvcc"}
 
 
 @dataclass(frozen=True)
@@ -15,11 +25,13 @@ class Image:
     Attributes:
         cubin: machine code of one architecture, an ELF file.
         ptx: of the same, for the driver of a newer GPU to compile.
-        log: what the compiler said.
+        fatbin: both, from which a driver takes what suits its GPU.
+        log: what the compiler said: warnings, and of each kernel what ``ptxas -v`` says.
     """
 
     cubin: bytes
     ptx: bytes
+    fatbin: bytes
     log: str
 
 
@@ -29,17 +41,12 @@ def compile_source(source: str, arch: str) -> Image:
     Raises:
         CudaError: the compiler is not installed, or refuses the source.
     """
-    try:
-        from cuda.bindings import nvrtc
-    except ImportError as error:
-        raise CudaError(
-            f"NVRTC is not installed ({error}): pip install 'mobilenet-tvm[cuda]'"
-        ) from None
+    nvrtc = _bindings("nvrtc")
 
     def call(function: Any, *arguments: Any) -> Any:
         status, *results = function(*arguments)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise CudaError(f"{function.__name__}: {status.name}")
+            raise CudaError(f"NVRTC's {function.__name__} fails: {status.name}")
         return results[0] if results else None
 
     def text(size: Any, get: Any) -> bytes:
@@ -47,13 +54,90 @@ def compile_source(source: str, arch: str) -> Image:
         call(get, program, data)
         return data
 
-    program = call(nvrtc.nvrtcCreateProgram, source.encode(), b"kernels.cu", 0, [], [])
-    options = [f"-arch={arch}".encode(), b"-default-device"]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    log = text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode().strip("\0\n ")
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise CudaError(f"NVRTC refuses the kernels: {log.splitlines()[0] if log else status.name}")
-    cubin = text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
-    ptx = text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
-    nvrtc.nvrtcDestroyProgram(program)
-    return Image(cubin, ptx, log)
+    with _installed("NVRTC"):
+        program = call(nvrtc.nvrtcCreateProgram, source.encode(), b"kernels.cu", 0, [], [])
+    try:
+        options = [option.encode() for option in (f"-arch={arch}", *_OPTIONS, *_includes())]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        log = text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode().strip("\0\n ")
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise CudaError(f"NVRTC refuses the kernels for {arch}: {_first(log) or status.name}")
+        cubin = text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+        ptx = text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return Image(cubin, ptx, pack(cubin, ptx, arch), log)
+
+
+def pack(cubin: bytes, ptx: bytes, arch: str) -> bytes:
+    """A fatbin of machine code and PTX of one architecture.
+
+    Raises:
+        CudaError: NVIDIA's packer is not installed, or refuses them.
+    """
+    nvfatbin = _bindings("nvfatbin")
+    number = arch.removeprefix("sm_")
+    try:
+        with _installed("nvFatbin"):
+            handle = nvfatbin.create(["-64", "-host=linux"], 2)
+        try:
+            nvfatbin.add_cubin(handle, cubin, len(cubin), number, "kernels")
+            nvfatbin.add_ptx(handle, ptx, len(ptx), number, "kernels", "")
+            packed = bytearray(nvfatbin.size(handle))
+            nvfatbin.get(handle, packed)
+        finally:
+            nvfatbin.destroy(handle)
+    except nvfatbin.nvFatbinError as error:
+        raise CudaError(f"nvFatbin refuses the kernels for {arch}: {error}") from None
+    return bytes(packed)
+
+
+def version() -> str:
+    """NVRTC's version, ``12.9``.
+
+    Raises:
+        CudaError: it is not installed.
+    """
+    nvrtc = _bindings("nvrtc")
+    with _installed("NVRTC"):
+        _, major, minor = nvrtc.nvrtcVersion()
+    return f"{major}.{minor}"
+
+
+@functools.cache
+def _includes() -> tuple[str, ...]:
+    """Options that name the folders of NVIDIA's headers: kernels in float16 include one."""
+    folders = []
+    for package, folder in _HEADERS.items():
+        try:
+            distribution = importlib.metadata.distribution(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        folders.append(f"-I{distribution.locate_file(f'nvidia/{folder}/include')}")
+    return tuple(folders)
+
+
+def _bindings(name: str) -> Any:
+    """A module of NVIDIA's Python bindings."""
+    try:
+        return importlib.import_module(f"cuda.bindings.{name}")
+    except ImportError as error:
+        raise CudaError(f"cuda-bindings is not installed ({error}): {_INSTALL}") from None
+
+
+@contextlib.contextmanager
+def _installed(what: str) -> Iterator[None]:
+    """The bindings look for the library at the first call, and raise several kinds of errors."""
+    try:
+        yield
+    except CudaError:
+        raise
+    except (RuntimeError, OSError) as error:
+        first = _first(str(error)) or type(error).__name__
+        raise CudaError(f"{what} cannot be loaded ({first[:200]}): {_INSTALL}") from None
+
+
+def _first(log: str) -> str:
+    """The line that says what is wrong."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line), lines[0] if lines else "")

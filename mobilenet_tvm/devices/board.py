@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 import psutil
 
+from mobilenet_tvm.devices.cuda import ServedGpu
 from mobilenet_tvm.targets import cpu_features, cpu_name, physical_cores
 
 # The function that a server of ours registers for its clients: ``BoardInfo`` as JSON.
@@ -31,7 +32,7 @@ class BoardInfo(msgspec.Struct, frozen=True):
     ``machine`` is as ``platform.machine()`` says, ``features`` are Linux's and archspec's
     names. ``temperature_c`` is the hottest thermal zone. ``throttled`` says whether the clock
     is held down for heat or voltage now. ``emulated`` names the CPU that an emulator plays:
-    times taken there mean nothing.
+    times taken there mean nothing. ``gpu`` is the one that sessions can use.
     """
 
     machine: str
@@ -46,9 +47,12 @@ class BoardInfo(msgspec.Struct, frozen=True):
     throttled: bool | None = None
     frequency_mhz: float | None = None
     emulated: str | None = None
+    gpu: ServedGpu | None = None
 
 
-def board_info(emulated: str | None = None, sys_folder: Path = _SYS) -> BoardInfo:
+def board_info(
+    emulated: str | None = None, sys_folder: Path = _SYS, gpu: ServedGpu | None = None
+) -> BoardInfo:
     """This machine as it is now. ``sys_folder`` is ``/sys``, another in tests."""
     memory = psutil.virtual_memory()
     return BoardInfo(
@@ -64,6 +68,7 @@ def board_info(emulated: str | None = None, sys_folder: Path = _SYS) -> BoardInf
         throttled=None if emulated else _throttled(sys_folder),
         frequency_mhz=None if emulated else _frequency(sys_folder),
         emulated=emulated,
+        gpu=gpu,
     )
 
 

@@ -19,6 +19,7 @@ import msgspec
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.devices.board import FUNCTION, BoardInfo
+from mobilenet_tvm.devices.cuda import ADD_SOURCE
 from mobilenet_tvm.devices.relay import RefusedError, Relay, greet
 from mobilenet_tvm.devices.session import LOST, TIMED_OUT
 from mobilenet_tvm.devices.tracker import Address, TrackerError, TrackerLink, show
@@ -59,12 +60,16 @@ class BoardLostError(DeviceError):
 
 @dataclass(frozen=True)
 class RpcDevice:
-    """Boards of one ``key`` at the tracker ``host:port``, and whether their times mean anything."""
+    """Boards of one ``key`` at the tracker ``host:port``, and whether their times mean anything.
+
+    With ``gpu`` it is their GPUs that things run on.
+    """
 
     host: str
     port: int
     key: str
     timing: Timing = "measured"
+    gpu: bool = False
 
     @property
     def tracker(self) -> Address:
@@ -116,7 +121,9 @@ class RpcDevice:
             options = f" -timeout={session_timeout_s:g}"
             try:
                 board, answer = greet(address, match_key + options, timeout_s=_GREETING_S)
-                return BoardSession(board, answer, show(address), self.timing, session_timeout_s)
+                return BoardSession(
+                    board, answer, show(address), self.timing, session_timeout_s, gpu=self.gpu
+                )
             except RefusedError:  # somebody was too slow: the tracker has its next key
                 pass
             except OSError as error:
@@ -185,13 +192,22 @@ class BoardSession:
     Attributes:
         board: a name for people, ``10.0.0.7:9090``.
         timing: whether times measured here mean anything.
+        gpu: whether things run on its GPU.
     """
 
     def __init__(
-        self, board: socket.socket, answer: bytes, name: str, timing: Timing, timeout_s: float
+        self,
+        board: socket.socket,
+        answer: bytes,
+        name: str,
+        timing: Timing,
+        timeout_s: float,
+        *,
+        gpu: bool = False,
     ) -> None:
         self.board = name
         self.timing: Timing = timing
+        self.gpu = gpu
         self._info: BoardInfo | None = None
         self._asked = False
         self._relay = Relay(board, answer)
@@ -202,7 +218,8 @@ class BoardSession:
             with self.calls(limit_s=_GREETING_S):
                 self._session = rpc.connect(*self._relay.address, self._relay.key)
             info = self.info()
-            if info is not None and info.emulated:
+            emulated_gpu = gpu and info is not None and info.gpu is not None and info.gpu.emulated
+            if info is not None and (info.emulated or emulated_gpu):
                 self.timing = "emulated"
         except BaseException:
             self._relay.close()
@@ -258,9 +275,13 @@ class BoardSession:
             return None
 
     def cpu_name(self) -> str:
-        """The board's own CPU, as ``targets.cpu_name()`` says it there."""
+        """The board's own CPU, as ``targets.cpu_name()`` says it there; or its GPU."""
         info = self.info()
-        return "unknown (a stock TVM RPC server)" if info is None else info.cpu
+        if info is None:
+            return "unknown (a stock TVM RPC server)"
+        if self.gpu:
+            return "no GPU" if info.gpu is None else info.gpu.name
+        return info.cpu
 
     def upload(self, path: Path, *, limit_s: float | None = None) -> tvm.runtime.Module:
         """The shared library at ``path``, sent there and loaded.
@@ -280,8 +301,22 @@ class BoardSession:
             return self._session.get_function("runtime.ModuleLoadFromFile")(there, "")
 
     def device(self) -> tvm.runtime.Device:
-        """The board's ``cpu(0)``."""
-        return self._session.cpu(0)
+        """The board's ``cpu(0)``, or its ``cuda(0)``."""
+        return self._session.cuda(0) if self.gpu else self._session.cpu(0)
+
+    def add_source(self, source: str, image_digest: str) -> None:
+        """Tell an emulated GPU what an image was made from: it runs the source.
+
+        Args:
+            source: CUDA C.
+            image_digest: SHA-256 of the image, hexadecimal.
+
+        Raises:
+            BoardLostError: the session died.
+            DeviceError: there is no GPU.
+        """
+        with self.calls(limit_s=_GREETING_S):
+            self._session.get_function(ADD_SOURCE)(source, image_digest)
 
     def function(self, name: str) -> Any:
         """The packed function that is registered on the board under ``name``.

@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 import psutil
 
+from mobilenet_tvm.devices import cuda
 from mobilenet_tvm.devices.board import FUNCTION, board_info
 from mobilenet_tvm.devices.registration import Registration
 from mobilenet_tvm.devices.session import Limits, Session
@@ -64,7 +65,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Serving:
-    """What to serve, to whom. ``session_timeout_s`` None: as long as the client asks for."""
+    """What to serve, to whom. ``session_timeout_s`` None: as long as the client asks for.
+
+    ``emulated`` names the CPU that an emulator plays. An emulated GPU is served where the
+    environment says so (``cuda.switch``).
+    """
 
     key: str
     host: str = "127.0.0.1"
@@ -146,6 +151,7 @@ class Server:
     Attributes:
         address: where clients reach it.
         ended: how many sessions ended, by how they did.
+        gpu: what sessions can use beside the CPU.
     """
 
     def __init__(self, serving: Serving, folder: Path, say: Callable[[str], None]) -> None:
@@ -155,10 +161,12 @@ class Server:
         import_runtime()
         import tvm
 
+        # An emulated board sees the device files of the machine that emulates it.
+        self.gpu = None if serving.emulated else cuda.find_gpu(say)
         # Children inherit it.
         tvm.register_func(
             FUNCTION,
-            lambda: msgspec.json.encode(board_info(serving.emulated)).decode(),
+            lambda: msgspec.json.encode(board_info(serving.emulated, gpu=self.gpu)).decode(),
             override=True,
         )
         self._listening = bind(serving.host, serving.port, serving.last_port)
@@ -213,6 +221,7 @@ class Server:
                 self._folder,
                 limits,
                 (self._listening, self._registration),
+                gpu=self.gpu is not None,
                 verbose=self._serving.verbose,
             )
         except OSError as error:  # no process, no room for a folder

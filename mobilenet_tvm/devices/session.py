@@ -62,6 +62,7 @@ class Session:
     """A child that serves one client over ``connection``, in a new folder under ``parent``.
 
     ``close_in_child`` are the parent's sockets: held by the child they would outlive the parent.
+    With ``gpu`` the child makes this machine's usable.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Session:
         limits: Limits,
         close_in_child: Sequence[Any],
         *,
+        gpu: bool = False,
         verbose: bool = False,
     ) -> None:
         self._connection = connection
@@ -84,7 +86,7 @@ class Session:
             self._pid = os.fork()
             if self._pid == 0:
                 os.close(self._end)
-                _serve(connection, self._folder, ours, writing, close_in_child, verbose)
+                _serve(connection, self._folder, ours, writing, close_in_child, gpu, verbose)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         os.close(writing)
@@ -201,6 +203,7 @@ def _serve(
     parent: int,
     writing: int,
     close_first: Sequence[Any],
+    gpu: bool,
     verbose: bool,
 ) -> None:
     """In the child; never returns."""
@@ -221,6 +224,10 @@ def _serve(
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (1, 2):
                 os.dup2(nowhere, stream)
+        if gpu:
+            from mobilenet_tvm.devices import cuda
+
+            cuda.load()
         from tvm.rpc import _ffi_api, server
 
         server._server_env(None, _WorkFolder(folder))

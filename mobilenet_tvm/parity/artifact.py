@@ -12,6 +12,7 @@ import msgspec
 
 from mobilenet_tvm.build.manifest import DeviceInfo, Manifest, read_manifest, write_manifest
 from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.parity.case import Again
 from mobilenet_tvm.parity.folder import FolderCheck, Progress, compare_folder
 from mobilenet_tvm.parity.gate import check, tolerance_of
 from mobilenet_tvm.parity.inputs import shapes_of
@@ -43,6 +44,7 @@ def check_artifact(
     seed: int = 0,
     warn: Callable[[str], None] = warnings.warn,
     session: BoardSession | None = None,
+    cuda_graph: bool = False,
 ) -> ParityResult:
     """``check`` the artifact at ``path`` against its ONNX model; the manifest keeps the result.
 
@@ -51,7 +53,7 @@ def check_artifact(
     With ``agreement`` (None: for more than ``MANY_PHOTOS`` photos) the photos are compared by
     ``jobs`` processes, which report to ``progress``, and summed up in ``result.folder``. A
     manifest that cannot be written is told to ``warn``. With ``session`` the artifact runs on that
-    board, all photos one after the other, and the references here.
+    board, all photos one after the other, and the references here. ``cuda_graph`` is ``load``'s.
 
     Raises:
         UsageError: the artifact, its model or an input cannot be used, or the artifact was
@@ -59,13 +61,14 @@ def check_artifact(
         DeviceError: a process that compares photos died or hung, or the board was lost.
     """
     from mobilenet_tvm.runtime import load, load_remote
+    from mobilenet_tvm.runtime.gpus import device_info
 
     names = (reference,) if isinstance(reference, str) else tuple(dict.fromkeys(reference))
     for name in names:
         if name not in RUNNERS:
             raise UsageError(f"no reference {name}: take one of {', '.join(RUNNERS)}")
     kinds = resolve(kinds)
-    module = load(path) if session is None else load_remote(session, path)
+    module = load(path, cuda_graph=cuda_graph) if session is None else load_remote(session, path)
     manifest = module.manifest
     data, shapes = reference_onnx(manifest, onnx), shapes_of(manifest)
     first, *others = (RUNNERS[name](data, shapes) for name in names)
@@ -85,17 +88,20 @@ def check_artifact(
             kinds=kinds,
             npz=npz,
             images=in_gate,
+            again=Again(module.again, module.again_how),
             **options,
         )
     if agreement and images:
-        what = FolderCheck(path.resolve(), names, onnx and onnx.resolve(), tolerance, top_k)
+        what = FolderCheck(
+            path.resolve(), names, onnx and onnx.resolve(), tolerance, top_k, cuda_graph
+        )
         remote = None if session is None else module
         folder = compare_folder(what, manifest, images, jobs=jobs, progress=progress, module=remote)
         result = dataclasses.replace(
             result, folder=folder, warnings=(*result.warnings, *folder.warnings)
         )
-    if session is not None:
-        result = dataclasses.replace(result, device=_device(session))
+    device = device_info(manifest) if session is None else _device(session)
+    result = dataclasses.replace(result, device=device)
     latest = read_manifest(path)
     if latest.so_sha256 != manifest.so_sha256:
         raise UsageError(f"{path} was replaced while it was checked: check it again")

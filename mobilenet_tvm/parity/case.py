@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,18 @@ NPZ = "npz"
 
 
 @dataclass(frozen=True)
+class Again:
+    """One more run, which must give the same bits; ``how`` it runs, in words."""
+
+    run: Runner
+    how: str = "on a second run"
+
+
+@dataclass(frozen=True)
 class Case:
     """One input and what came of it.
 
-    ``unrepeatable`` names the outputs that had other bits on a second run. ``kind`` is one of
+    ``unrepeatable`` names the outputs that had other bits ``again``. ``kind`` is one of
     ``kinds.KINDS``, ``npz`` or ``photo``. ``standings`` say who stands alone, an output on which
     the artifact and a reference differ each, where there are several references.
     """
@@ -36,6 +45,7 @@ class Case:
     unrepeatable: tuple[str, ...] = ()
     kind: str = ""
     standings: tuple[Standing, ...] = ()
+    again: str = "on a second run"
 
     @property
     def top1_equal(self) -> bool:
@@ -61,7 +71,7 @@ class Case:
     def failures(self) -> tuple[str, ...]:
         """Each thing wrong here, in words."""
         found = [
-            f"output {name} of input {self.name} has other bits on a second run"
+            f"output {name} of input {self.name} has other bits {self.again}"
             for name in self.unrepeatable
         ]
         if not self.conclusive:
@@ -120,36 +130,32 @@ class Subject:
     others: tuple[Reference, ...]
     tolerance: float
     top_k: int
+    again: Again | None = None
 
     def examine(
         self, name: str, kind: str, feed: Feed, *, twice: bool = True, ask_always: bool = True
     ) -> tuple[Case, Arrays]:
         """Run ``feed`` on all and compare; also the deciding reference's outputs.
 
-        ``twice`` runs the module a second time, which must give the same bits; ``ask_always``
+        ``twice`` runs it a second time (``again``), which must give the same bits; ``ask_always``
         asks the other references even where the artifact agrees with the first.
         """
         expected = self.reference(feed)
+        once_more = self.again or Again(self.run)
         # A module may hand out its own buffers: keep the first run's bits from the second.
         actual = {output: np.array(value) for output, value in self.run(feed).items()}
         unrepeatable: tuple[str, ...] = ()
         if twice:
-            again = self.run(feed)
+            second = once_more.run(feed)
             unrepeatable = tuple(
-                o for o in actual if o not in again or _differ(actual[o], again[o])
+                o for o in actual if o not in second or _differ(actual[o], second[o])
             )
         comparison = compare(actual, expected, self.tolerance, self.top_k)
-        case = Case(name, kind == PHOTO, comparison, unrepeatable, kind)
+        case = Case(name, kind == PHOTO, comparison, unrepeatable, kind, again=once_more.how)
         differs = not comparison or (case.is_photo and not case.top1_equal)
         if self.others and (ask_always or differs):
-            case = Case(
-                name,
-                case.is_photo,
-                comparison,
-                unrepeatable,
-                kind,
-                self._standings(feed, actual, expected, comparison),
-            )
+            standings = self._standings(feed, actual, expected, comparison)
+            case = dataclasses.replace(case, standings=standings)
         return case, expected
 
     def _standings(

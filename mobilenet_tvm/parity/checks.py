@@ -15,8 +15,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from mobilenet_tvm import cuda
 from mobilenet_tvm.build.manifest import Manifest
 from mobilenet_tvm.errors import CheckFailedError, UsageError
+from mobilenet_tvm.parity.case import Again
 from mobilenet_tvm.parity.comparison import Comparison, compare
 from mobilenet_tvm.parity.gate import ParityResult, check, check_feeds
 from mobilenet_tvm.parity.inputs import shapes_of
@@ -65,6 +67,10 @@ class Subject:
     def module(self) -> Module:
         """The artifact, loaded."""
         return load(self.path)
+
+    @property
+    def _again(self) -> Again:
+        return Again(self.module.again, self.module.again_how)
 
     @property
     def runner(self) -> Reference:
@@ -119,6 +125,7 @@ class Subject:
             self.runner,
             [(made_up.name, made_up.kind, feed)],
             tolerance=self.tolerance,
+            again=self._again,
         )
         (case,) = result.cases
         if case and not case.conclusive:
@@ -139,6 +146,8 @@ class Subject:
         _, onnx = self._opened
         if onnx is not None:
             command += ["--onnx", near(onnx)]
+        if self.manifest.target.cuda_arch is not None and cuda.emulated():
+            command += ["--device", "emulated"]
         if self.reference != "onnxruntime":
             command += ["--reference", self.reference]
         if self.tolerance is not None:
@@ -165,6 +174,7 @@ class Subject:
                 inputs=0,
                 images=[photo],
                 tolerance=self.tolerance,
+                again=self._again,
             )
         )
 

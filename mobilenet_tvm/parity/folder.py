@@ -53,6 +53,7 @@ class FolderCheck:
     onnx: Path | None = None
     tolerance: float | None = None
     top_k: int = 5
+    cuda_graph: bool = False
 
 
 def compare_folder(
@@ -199,7 +200,7 @@ def _open(what: FolderCheck) -> _Opened:
 
     # TVM would bind this thread to the first core, and so every worker's.
     os.environ["TVM_BIND_THREADS"] = "0"
-    return _opened(what, load(what.artifact, threads=1))
+    return _opened(what, load(what.artifact, threads=1, cuda_graph=what.cuda_graph))
 
 
 def _opened(what: FolderCheck, module: Module) -> _Opened:

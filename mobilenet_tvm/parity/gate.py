@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mobilenet_tvm.build.manifest import Manifest, NpzInfo, sha256_file
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity.case import NPZ, PHOTO, Case, Runner, Subject
+from mobilenet_tvm.parity.case import NPZ, PHOTO, Again, Case, Runner, Subject
 from mobilenet_tvm.parity.comparison import compare
 from mobilenet_tvm.parity.inputs import photo_feed, photo_input, photo_names
 from mobilenet_tvm.parity.kinds import DEFAULT_KINDS, Feed, generate
@@ -38,6 +38,7 @@ def check(
     tolerance: float | None = None,
     top_k: int = 5,
     seed: int = 0,
+    again: Again | None = None,
 ) -> ParityResult:
     """Run both on made-up inputs, files and photos, and compare all outputs.
 
@@ -46,7 +47,8 @@ def check(
     It passes when on every input max |error| <= ``tolerance`` * max |reference| for every
     output, a second run gives the same bits, and on every photo the best class is the
     reference's or a near tie with it. ``tolerance`` is that of the outputs' dtypes where it is
-    not given. ``others`` decide nothing: they tell who stands alone.
+    not given. ``others`` decide nothing: they tell who stands alone. ``again`` is the second run
+    where that is another than ``run``.
 
     A picture that cannot be opened is listed in the result and makes no verdict.
 
@@ -67,6 +69,7 @@ def check(
         others=others,
         tolerance=tolerance,
         top_k=top_k,
+        again=again,
     )
     return dataclasses.replace(
         result,
@@ -85,13 +88,16 @@ def check_feeds(
     others: Sequence[Reference] = (),
     tolerance: float | None = None,
     top_k: int = 5,
+    again: Again | None = None,
 ) -> ParityResult:
     """``check`` on inputs that are there already: each a name, a kind and a feed.
 
     Raises:
         UsageError: a reference does not run the model.
     """
-    subject = Subject(run, reference, tuple(others), tolerance_of(manifest, tolerance), top_k)
+    subject = Subject(
+        run, reference, tuple(others), tolerance_of(manifest, tolerance), top_k, again
+    )
     cases: list[Case] = []
     # Outputs whose reference has been the same, within the tolerance, on every input so far.
     unmoved: dict[str, NDArray[Any]] = {}

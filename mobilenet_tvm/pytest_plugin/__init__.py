@@ -92,6 +92,12 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     )
     add("images", "string", "photos to check as well: a folder or a file", metavar="DIR")
     add(
+        "device",
+        "string",
+        "emulated: kernels for a GPU run on an emulated one (default: local, this machine's)",
+        metavar="DEVICE",
+    )
+    add(
         "skip-foreign",
         "bool",
         "skip what this machine cannot run, instead of failing",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mobilenet_tvm.cuda import CudaError, emulator, switch
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.parity import DEFAULT_KINDS, RUNNERS
 from mobilenet_tvm.parity.checks import Subject
@@ -46,6 +47,7 @@ def read(config: pytest.Config) -> Settings | None:
         raise pytest.UsageError(
             f"mobilenet reference {reference}: it is one of {', '.join(RUNNERS)}"
         )
+    _use_device(_text(config, "device") or "local")
     tolerance = _number(config, "tolerance", float)
     images = _text(config, "images")
     try:
@@ -69,6 +71,17 @@ def read(config: pytest.Config) -> Settings | None:
             config.getoption("mobilenet_skip_foreign") or config.getini("mobilenet_skip_foreign")
         ),
     )
+
+
+def _use_device(name: str) -> None:
+    """Make the emulator this process's GPU, where it is asked for; each artifact says which one."""
+    if name not in ("local", "emulated"):
+        raise pytest.UsageError(f"mobilenet device {name}: it is local or emulated")
+    if name == "emulated":
+        try:
+            switch.emulate(emulator.DEFAULT_ARCH)
+        except CudaError as error:
+            raise pytest.UsageError(f"mobilenet device emulated: {error}") from None
 
 
 def _inputs(config: pytest.Config) -> tuple[MadeUp, ...]:

@@ -3,6 +3,7 @@
 from mobilenet_tvm.records.choose import (
     CLEARLY,
     CLEARLY_ESTIMATED,
+    LAUNCH_BOUND,
     best_records,
     choose_records,
 )
@@ -15,6 +16,7 @@ from mobilenet_tvm.records.workloads import register_workloads, workloads_path, 
 __all__ = [
     "CLEARLY",
     "CLEARLY_ESTIMATED",
+    "LAUNCH_BOUND",
     "Config",
     "Record",
     "RecordLog",

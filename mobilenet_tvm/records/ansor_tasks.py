@@ -18,6 +18,8 @@ from mobilenet_tvm.records.workloads import register_workloads
 from mobilenet_tvm.targets import Preset
 
 _CACHE_LINE_BYTES = 64
+# The widest load of a GPU's thread.
+VECTOR_BYTES = 16
 
 
 def extract_ansor_tasks(module: Any, preset: Preset, *, threads: int = 1) -> tuple[Task, ...]:
@@ -26,22 +28,13 @@ def extract_ansor_tasks(module: Any, preset: Preset, *, threads: int = 1) -> tup
     Args:
         module: ``IRModule`` as ``frontend.to_relay`` leaves it, weights bound, layout NCHW.
         preset: the target.
-        threads: that the module will run on; Ansor's sketches have as many parallel parts.
+        threads: that the module will run on; Ansor's sketches have as many parallel parts. Not
+            of a GPU.
     """
     toolchain.activate()
     from tvm import auto_scheduler
 
-    hardware = auto_scheduler.HardwareParams(
-        num_cores=threads,
-        vector_unit_bytes=4 * preset.peak_lanes,
-        cache_line_bytes=_CACHE_LINE_BYTES,
-        # Of GPUs; without a device all eight must be given.
-        max_shared_memory_per_block=0,
-        max_local_memory_per_block=0,
-        max_threads_per_block=0,
-        max_vthread_extent=0,
-        warp_size=0,
-    )
+    hardware = auto_scheduler.HardwareParams(**hardware_parameters(preset, threads=threads))
     target = preset.tvm_target()
     rewrite = auto_scheduler.LayoutRewriteOption.get_target_default(target, True)
     return tuple(
@@ -57,6 +50,37 @@ def extract_ansor_tasks(module: Any, preset: Preset, *, threads: int = 1) -> tup
         )
         for key, (weight, names) in _workloads(to_nhwc(module), target).items()
     )
+
+
+def hardware_parameters(preset: Preset, *, threads: int = 1) -> dict[str, int]:
+    """What Ansor is told of a preset's machine; all eight must be given, or it asks a device.
+
+    A GPU's are those that TVM would find on one (``GetDefaultHardwareParams`` in
+    src/auto_scheduler/search_task.cc).
+    """
+    gpu = preset.gpu
+    if gpu is not None:
+        return {
+            "num_cores": -1,
+            "vector_unit_bytes": VECTOR_BYTES,
+            "cache_line_bytes": _CACHE_LINE_BYTES,
+            "max_shared_memory_per_block": gpu.shared_per_block,
+            # CUDA has no such limit; registers that do not fit are spilled.
+            "max_local_memory_per_block": (1 << 31) - 1,
+            "max_threads_per_block": gpu.threads_per_block,
+            "max_vthread_extent": gpu.warp // 4,
+            "warp_size": gpu.warp,
+        }
+    return {
+        "num_cores": threads,
+        "vector_unit_bytes": 4 * preset.peak_lanes,
+        "cache_line_bytes": _CACHE_LINE_BYTES,
+        "max_shared_memory_per_block": 0,
+        "max_local_memory_per_block": 0,
+        "max_threads_per_block": 0,
+        "max_vthread_extent": 0,
+        "warp_size": 0,
+    }
 
 
 def _workloads(module: Any, target: Any) -> dict[str, tuple[int, list[str]]]:
@@ -140,6 +164,8 @@ def _describe(convolution: Any) -> tuple[str, int]:
     """Label and size of the weights of an NHWC convolution in a compute DAG."""
     import tvm
 
+    if "winograd" in convolution.name:
+        return _describe_winograd(convolution)
     data, kernel = convolution.input_tensors
     rows = next(
         load.indices[1]
@@ -159,6 +185,27 @@ def _describe(convolution: Any) -> tuple[str, int]:
         (filters, 1 if depthwise else third, kernel_height, kernel_width),
         int(stride),
         depthwise=depthwise,
+    )
+    return label, tensor_bytes(kernel.shape)
+
+
+def _describe_winograd(convolution: Any) -> tuple[str, int]:
+    """The same of one by Winograd's method, which TVM takes for a GPU's square ones of stride 1.
+
+    Its weights are transformed beforehand: ``[tile, tile, O, I]``, where a tile is as high as the
+    kernel and the part of the output that it yields, less one.
+    """
+    (inverse,) = convolution.input_tensors
+    product = next(tensor for tensor in inverse.op.input_tensors if tensor.op.name == "bgemm")
+    (kernel,) = (tensor for tensor in product.op.input_tensors if not tensor.op.input_tensors)
+    data = next(tensor for tensor in product.op.input_tensors if tensor.op.input_tensors)
+    while data.op.input_tensors:  # tiles, padding; the constants of the method come second
+        data = data.op.input_tensors[0]
+    _, height, width, channels = (int(size) for size in data.shape)
+    tile, _, filters, _ = (int(size) for size in kernel.shape)
+    size = tile - int(inverse.shape[0]) + 1
+    label = layer_label(
+        (1, channels, height, width), (filters, channels, size, size), 1, depthwise=False
     )
     return label, tensor_bytes(kernel.shape)
 

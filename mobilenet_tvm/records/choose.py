@@ -12,6 +12,9 @@ CLEARLY = 1.02
 # The same where both are estimates, which are worse than a measurement (docs/estimate.md).
 CLEARLY_ESTIMATED = 1.10
 
+# A kernel that takes so many times as long as a GPU's launch at most is not told from others.
+LAUNCH_BOUND = 1.25
+
 # TVM's MeasureErrorNo of a kernel that computed something else.
 WRONG_OUTPUT = 5
 
@@ -35,14 +38,19 @@ def best_records(records: Iterable[Record]) -> dict[str, Record]:
 
 
 def choose_records(
-    tasks: Iterable[Task], records: Sequence[Record], *, clearly: float = CLEARLY
+    tasks: Iterable[Task],
+    records: Sequence[Record],
+    *,
+    clearly: float = CLEARLY,
+    launch_s: float = 0.0,
 ) -> dict[str, Record]:
     """The record that each task is built with, by key.
 
     It is the fastest one measured for the task's target; but the untuned default, where that
     was measured too and nothing is ``clearly`` times as fast: a smaller difference is
-    not repeatable in the model, where caches and neighbours decide. What was found to compute
-    something else, for whatever target, is never taken.
+    not repeatable in the model, where caches and neighbours decide. A default that takes hardly
+    longer than a GPU's launch (``launch_s``) stays, too. What was found to compute something
+    else, for whatever target, is never taken.
     """
     wrong = _wrong_outputs(records)
     by_task: dict[tuple[str, str], list[Record]] = {}
@@ -55,7 +63,7 @@ def choose_records(
         best = best_records(known).get(task.key)
         default = best_records(r for r in known if r.config == task.default).get(task.key)
         if best is not None and best.cost_s is not None:
-            limit_s = best.cost_s * clearly
+            limit_s = max(best.cost_s * clearly, LAUNCH_BOUND * launch_s)
             if default is not None and default.cost_s is not None and default.cost_s <= limit_s:
                 best = default
             chosen[task.key] = best

@@ -20,7 +20,7 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``timing`` says whether the records' times are latencies: only ``measured`` ones ever are.
     ``spent_s`` is the search time of all runs on this log together; ``failures`` counts failed
     trials by kind (``build_error``, ``build_timeout``, ``run_error``, ``run_timeout``,
-    ``wrong_output``).
+    ``wrong_output``). ``notes`` are for people: how a GPU did meanwhile.
     """
 
     format_version: int
@@ -38,6 +38,7 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trials: int
     failures: dict[str, int]
     timing: Timing = "measured"
+    notes: tuple[str, ...] = ()
 
 
 def run_path(log: Path) -> Path:

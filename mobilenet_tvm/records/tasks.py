@@ -8,6 +8,7 @@ counts how often each one occurs.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,6 +23,11 @@ Config = int | str
 
 _TUNED_OPERATORS = ("nn.conv2d", "nn.dense")
 
+# TVM's own templates for GPUs have up to a hundred million configurations. Of a space that cannot
+# be listed, or that has more than so many for a GPU, a sample is tried.
+_LISTED = 1 << 18
+SAMPLED = 4096
+
 
 @dataclass(frozen=True)
 class Task:
@@ -32,7 +38,8 @@ class Task:
         label: for people: ``depthwise 3x3/2 64 @ 112x112``.
         flops: floating-point operations of one call.
         weight: calls in one inference.
-        candidates: indices into the configuration space that may be tried.
+        candidates: indices into the configuration space that may be tried. Of a GPU's large
+            space they are ``SAMPLED`` and the default, drawn the same in every process.
         default: the candidate that is used where there is no record; None if it is none of them.
         handle: the ``autotvm.task.Task``, or the ``auto_scheduler.SearchTask``.
         searcher: who can search it. An Ansor task has no ``candidates`` and no ``default``; its
@@ -75,7 +82,7 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
     from tvm.autotvm.task.topi_integration import TaskExtractEnv
 
     import mobilenet_tvm.schedules
-    from mobilenet_tvm.schedules.stock import is_sound, keeps_layout
+    from mobilenet_tvm.schedules.stock import keeps_layout
 
     mobilenet_tvm.schedules.use(schedules)
     target = preset.tvm_target()
@@ -109,8 +116,8 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
     for (name, arguments), weight in found.items():
         handle = autotvm.task.create(name, arguments, target)
         space = handle.config_space
-        candidates = [i for i in range(space.range_length) if space.is_index_valid(i)]
-        candidates = [i for i in candidates if is_sound(handle, i)]
+        default = _default_index(handle)
+        candidates = _candidates(handle, default)
         if schedules == "ours":
             with target:
                 kept = [i for i in candidates if keeps_layout(handle, space.get(i))]
@@ -122,7 +129,7 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
                 flops=float(handle.flop),
                 weight=weight,
                 candidates=tuple(candidates),
-                default=_default_candidate(handle, candidates),
+                default=default if default in candidates else None,
                 handle=handle,
                 weight_bytes=tensor_bytes(arguments[1][1]),
             )
@@ -135,8 +142,25 @@ def tensor_bytes(shape: Sequence[int]) -> int:
     return 4 * math.prod(int(size) for size in shape)
 
 
-def _default_candidate(handle: Any, candidates: Sequence[int]) -> int | None:
-    """The candidate with the knobs that the template falls back to."""
+def _candidates(handle: Any, default: int | None) -> list[int]:
+    """The configurations of a task that may be tried: all, or a sample with the default in it."""
+    from mobilenet_tvm.schedules.stock import is_sound
+
+    space = handle.config_space
+    draw = random.Random(workload_key(handle.workload))
+    length = int(space.range_length)
+    large = length > _LISTED
+    indices = draw.sample(range(length), SAMPLED) if large else range(length)
+    found = [i for i in indices if space.is_index_valid(i) and is_sound(handle, i)]
+    if len(found) > SAMPLED and "gpu" in handle.target.keys:
+        found, large = draw.sample(found, SAMPLED), True
+    if large:
+        found = sorted({*found, *(() if default is None else (default,))})
+    return found
+
+
+def _default_index(handle: Any) -> int | None:
+    """The configuration with the knobs that the template falls back to."""
     from tvm import autotvm
 
     fallback = autotvm.task.space.FallbackConfigEntity()
@@ -144,7 +168,13 @@ def _default_candidate(handle: Any, candidates: Sequence[int]) -> int | None:
         handle.func(*handle.args)
     space = handle.config_space
     wanted = knob_values(fallback, space)
-    return next((i for i in candidates if knob_values(space.get(i), space) == wanted), None)
+    knobs = []
+    for name, axis in space.space_map.items():
+        values = [_knob_value(entity) for entity in axis.entities]
+        if wanted[name] not in values:
+            return None
+        knobs.append(values.index(wanted[name]))
+    return int(space.knob2point(knobs))
 
 
 def knob_values(config: Any, space: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from elftools.elf.elffile import ELFFile
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.manifest import Manifest, read_manifest, sha256_file
 from mobilenet_tvm.errors import CheckFailedError, UsageError
+from mobilenet_tvm.runtime import gpus
 from mobilenet_tvm.targets import missing_features
 
 Array = npt.NDArray[Any]
@@ -57,6 +58,15 @@ class Module:
         for name, array in check_inputs(self.manifest, inputs).items():
             self._executor.set_input(name, array)
 
+    def again(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One more inference, which must give the same bits."""
+        return self.run(inputs)
+
+    @property
+    def again_how(self) -> str:
+        """How ``again`` runs, as a report says it."""
+        return "on a second run"
+
     def timer(self) -> Callable[[], None]:
         """A function that runs one inference with the inputs last set, copying nothing."""
         run: Callable[[], None] = self._executor.run
@@ -94,24 +104,44 @@ def check_inputs(manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, A
     return arrays
 
 
-def load(path: str | Path, *, threads: int | None = None, require_checked: bool = False) -> Module:
+def load(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    cuda_graph: bool = False,
+    threads: int | None = None,
+    require_checked: bool = False,
+) -> Module:
     """Load an artifact after checking it against its manifest and this machine.
 
     Args:
         path: the ``.so``, with its ``.manifest.json`` beside it. A static library (``.a``) is
             linked into a program of its own, which runs under qemu-user where it must; it has
             one thread.
+        device: ``emulated``: kernels for a GPU run on the emulator from now on, for all artifacts
+            of this process and its children (``mobilenet_tvm.cuda``). None: on the GPU.
+        cuda_graph: launch all kernels of an inference for a GPU at once.
         threads: of TVM's thread pool, for all modules of this process; None leaves it as is.
         require_checked: refuse an artifact that never passed a parity check.
 
     Raises:
         UsageError: the manifest is missing, damaged or of another format; the ``.so`` is not
-            the one it describes; the architecture or a CPU feature is missing here.
+            the one it describes; the architecture, a CPU feature or the GPU is missing here;
+            ``device`` or ``cuda_graph`` is not for this artifact.
         CheckFailedError: ``require_checked``, and parity was not checked or did not pass.
+        CudaError: the plug-in for CUDA cannot be built.
     """
     path = Path(path)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}: it must be 1 or more")
+    if device not in (None, "emulated"):
+        raise UsageError(f"device {device!r}: it is 'emulated', or None for this machine's own")
+    if device is not None or cuda_graph:
+        manifest = read_manifest(path)
+        if cuda_graph:
+            gpus.require_gpu_artifact(path, manifest, "a CUDA graph")
+        if device is not None:
+            gpus.emulate_for(path, manifest)
     if path.suffix == ".a":
         from mobilenet_tvm.runtime.static import open_static
 
@@ -125,6 +155,10 @@ def load(path: str | Path, *, threads: int | None = None, require_checked: bool 
 
     if threads is not None:
         _set_threads(threads)
+    if manifest.target.cuda_arch is not None:
+        from mobilenet_tvm.runtime.cuda import open_module
+
+        return open_module(library, manifest, cuda_graph=cuda_graph)
     return Module(graph_executor.GraphModule(library["default"](tvm.cpu(0))), manifest)
 
 
@@ -140,6 +174,10 @@ def open_library(path: Path, *, require_checked: bool = False) -> tuple[Any, Man
     if require_checked:
         verify_checked(path, manifest)
 
+    if manifest.target.cuda_arch is not None:
+        from mobilenet_tvm.runtime.cuda import prepare
+
+        prepare(path, manifest)
     toolchain.activate()
     import tvm
 
@@ -167,23 +205,32 @@ def verify_machine(path: Path, manifest: Manifest) -> None:
     """Refuse an artifact that this machine cannot run.
 
     Raises:
-        ForeignArtifactError: it is for another architecture, or for a CPU with more features.
+        ForeignArtifactError: it is for another architecture, for a CPU with more features, or for
+            a GPU that is not here.
         UsageError: the file is no shared library.
     """
-    machine = machine_of(path, manifest)
+    machine, arch = machine_of(path, manifest), manifest.target.cuda_arch
     if machine != platform.machine():
+        elsewhere = "or check and run it on a board (--tracker)"
+        if arch is None:
+            elsewhere += " or an emulated one (--device qemu)"
         raise ForeignArtifactError(
             f"{path} is for {machine} (preset {manifest.target.preset}), this machine is "
-            f"{platform.machine()}: compile it with a --target for this machine, or check and run "
-            "it on a board (--tracker) or an emulated one (--device qemu)"
+            f"{platform.machine()}: compile it with a --target for this machine, {elsewhere}"
         )
     missing = missing_features(manifest.target.cpu_features)
     if missing:
         native = "x86" if machine == "x86_64" else "native"
+        native = native if arch is None else "cuda"
         raise ForeignArtifactError(
             f"{path} needs CPU features that this machine lacks: {', '.join(missing)} (preset "
             f"{manifest.target.preset}): compile it with --target {native} on this machine"
         )
+    if arch is not None:
+        has_ptx = manifest.cuda is not None and manifest.cuda.ptx
+        why = gpus.why_not(gpus.capability_of(arch), manifest.target.preset, ptx=has_ptx)
+        if why is not None:
+            raise ForeignArtifactError(f"{path} {why}")
 
 
 def machine_of(path: Path, manifest: Manifest, runs_on: str | None = None) -> str:

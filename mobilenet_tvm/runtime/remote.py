@@ -8,10 +8,12 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
+from mobilenet_tvm.build.cuda_info import read_source
 from mobilenet_tvm.build.manifest import Manifest
 from mobilenet_tvm.devices.board import BoardInfo
 from mobilenet_tvm.devices.rpc import BoardSession
 from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.runtime import gpus
 from mobilenet_tvm.runtime.module import ForeignArtifactError, Module, machine_of, verify_file
 
 Array = npt.NDArray[Any]
@@ -90,9 +92,18 @@ def open_remote(session: BoardSession, artifact: Path) -> tuple[Any, Manifest]:
             f"{artifact} is a static library, which no TVM runtime loads: check and run it without "
             "a board, under qemu-user where it must be"
         )
+    if session.gpu != (manifest.target.cuda_arch is not None):
+        what = "the board's CPU" if session.gpu else "its GPU"
+        raise UsageError(
+            f"{artifact} (preset {manifest.target.preset}) is for {what}: open the board with "
+            f"RpcDevice(..., gpu={not session.gpu})"
+        )
     info = session.info()
     if info is not None:  # a stock server says nothing of its machine
         verify_board(artifact, manifest, info, session.board)
+        if manifest.cuda is not None and info.gpu is not None and info.gpu.emulated:
+            digest = manifest.cuda.image_digest.removeprefix("sha256:")
+            session.add_source(read_source(artifact, manifest.cuda), digest)
     return session.upload(artifact, limit_s=CALL_S), manifest
 
 
@@ -100,7 +111,8 @@ def verify_board(path: Path, manifest: Manifest, info: BoardInfo, board: str) ->
     """Refuse an artifact that the board cannot run.
 
     Raises:
-        ForeignArtifactError: it is for another architecture, or for a CPU with more features.
+        ForeignArtifactError: it is for another architecture, for a CPU with more features, or for
+            another GPU.
         UsageError: the file is no shared library.
     """
     machine = machine_of(path, manifest, info.machine)
@@ -115,4 +127,20 @@ def verify_board(path: Path, manifest: Manifest, info: BoardInfo, board: str) ->
         raise ForeignArtifactError(
             f"{path} needs CPU features that {where} lacks: {', '.join(missing)} (preset "
             f"{manifest.target.preset}): compile it with a --target for that board"
+        )
+    arch = manifest.target.cuda_arch
+    if arch is None:
+        return
+    if info.gpu is None:
+        raise ForeignArtifactError(
+            f"{path} needs a GPU (preset {manifest.target.preset}), and {where} serves none: start "
+            "python -m mobilenet_tvm.serve where there is one"
+        )
+    needed, ptx = gpus.capability_of(arch), manifest.cuda is not None and manifest.cuda.ptx
+    if not info.gpu.emulated and not gpus.can_run(needed, info.gpu.capability, ptx=ptx):
+        has = ".".join(map(str, info.gpu.capability))
+        raise ForeignArtifactError(
+            f"{path} is for compute capability {'.'.join(map(str, needed))} (preset "
+            f"{manifest.target.preset}), and {info.gpu.name} of the board {board} has {has}: "
+            "compile it with a --target for that"
         )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mobilenet_tvm.devices.rpc import BoardLostError, BoardSession
 from mobilenet_tvm.errors import DeviceError, last_line
+from mobilenet_tvm.runtime.cuda import reason as cuda_reason
 from mobilenet_tvm.runtime.module import check_inputs, open_library
 from mobilenet_tvm.runtime.remote import CALL_S, open_remote
 
@@ -84,7 +85,10 @@ class Steps:
         # With one output a node: the executor shows its memory by the number of the node alone.
         self._single = outputs == list(range(len(outputs)))
         self._kinds = [graph["nodes"][row]["attrs"]["func_name"] for row in self._rows]
-        self._device = tvm.cpu(0) if self._session is None else self._session.device()
+        if self._session is not None:
+            self._device = self._session.device()
+        else:
+            self._device = tvm.cpu(0) if manifest.target.cuda_arch is None else tvm.cuda(0)
         self._executor = library["debug_create"]("default", self._device)
 
     def run(self, inputs: Mapping[str, Array], *, poison: bool = True) -> Iterator[Array]:
@@ -121,8 +125,8 @@ class Steps:
             except BoardLostError:
                 raise
             except Exception as error:  # whatever TVM raised
-                reason = last_line(error)
-                raise DeviceError(f"kernel {self.nodes[index].name} fails: {reason}") from error
+                why = cuda_reason(error) if self.manifest.target.cuda_arch else last_line(error)
+                raise DeviceError(f"kernel {self.nodes[index].name} fails: {why}") from error
             yield value
 
     def _buffers(self) -> list[Any]:

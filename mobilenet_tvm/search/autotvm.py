@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class AutoTvmSearcher:
         self._seed = seed
         self._queue: list[int] = []
         self._given: set[int] = set()  # by ``next``, no trial yet
+        self._features: dict[int, Any] = {}  # of the candidates, for the cost model
 
     @property
     def limit(self) -> int:
@@ -124,7 +126,11 @@ class AutoTvmSearcher:
         return chosen[: _BATCH - behind][::-1]
 
     def _ask_model(self, done: Mapping[int, float]) -> list[int]:
-        """The next batch by AutoTVM's XGBTuner, fitted to ``done``; best first."""
+        """The next batch by AutoTVM's XGBTuner, fitted to ``done``; best first.
+
+        Every candidate is asked for: TVM's own optimizer walks the whole space at random, of which
+        a GPU's candidates are a small part.
+        """
         toolchain.activate()
         import xgboost
         from tvm.autotvm.tuner import XGBTuner
@@ -148,14 +154,15 @@ class AutoTvmSearcher:
             num_threads=1,
         )
         features = tuner.cost_model.feature_cache.get("knob")
-        space = handle.config_space
-        for config in filter(space.is_index_valid, range(space.range_length)):
-            features[config] = space.get(config).get_flatten_feature()
+        for config in self._order:
+            if config not in self._features:
+                self._features[config] = handle.config_space.get(config).get_flatten_feature()
+        features.update(self._features)
         gflops = [
             0.0 if cost == float("inf") else self._task.flops / cost / 1e9 for cost in done.values()
         ]
-        tuner.visited = set(done)
         tuner.cost_model.fit(list(done), gflops, _BATCH)
-        best = tuner.model_optimizer.find_maximums(tuner.cost_model, _BATCH, tuner.visited)
-        known = set(self._order)
-        return [int(config) for config in best if int(config) in known]
+        # Of equals, of which trees have many, the order says which.
+        fresh = [config for config in self._order if config not in done]
+        promised = tuner.cost_model.predict(fresh)
+        return [fresh[i] for i in np.argsort(-promised, kind="stable")[:_BATCH]]

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mobilenet_tvm.devices.cuda import AS_IN_THE_MODEL, FLUSH, ServedGpu
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.search.candidates import (
     SENT_NAME,
     Candidate,
     Kernel,
+    build_launch,
     build_reference_here,
     build_to_send,
 )
+from mobilenet_tvm.search.gpu import call_once, time_launches, time_on_gpu
 from mobilenet_tvm.search.measure import (
     HOPELESS,
     MAX_CALLS,
@@ -29,6 +32,7 @@ from mobilenet_tvm.search.measure import (
 )
 
 if TYPE_CHECKING:
+    from mobilenet_tvm.cuda.codegen import Compiled
     from mobilenet_tvm.devices.rpc import BoardLostError, BoardSession, RpcDevice
     from mobilenet_tvm.targets import Preset
 
@@ -43,11 +47,13 @@ _FLUSH = "cache_flush_cpu_non_first_arg"
 class Sent:
     """A candidate linked for the board.
 
-    ``tensors`` are shape and dtype of each argument, the last one the result.
+    ``tensors`` are shape and dtype of each argument, the last one the result. ``sources`` are of
+    a GPU's images: CUDA C and SHA-256.
     """
 
     path: Path
     tensors: tuple[tuple[tuple[int, ...], str], ...]
+    sources: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Opened:
     """A session: the board's name, what its CPU is, and whether its times mean anything.
 
     ``machine``, ``features`` and ``cores`` are None where the board does not tell: a stock server.
+    ``cpu`` is the GPU where things run on that, and ``gpu`` what is known of it.
     """
 
     board: str
@@ -63,6 +70,7 @@ class Opened:
     machine: str | None = None
     features: tuple[str, ...] | None = None
     cores: int | None = None
+    gpu: ServedGpu | None = None
 
 
 @dataclass(frozen=True)
@@ -92,10 +100,29 @@ def build_for_board(
 ) -> Sent:
     """Builder: compile a candidate and link it into ``path``."""
     from mobilenet_tvm.build.link import link
+    from mobilenet_tvm.cuda import codegen
 
-    kernel = build_to_send(candidate, weight_bytes, as_in_model=as_in_model)
+    with codegen.collecting() as compiled:
+        kernel = build_to_send(candidate, weight_bytes, as_in_model=as_in_model)
     link(kernel.function, path, preset, linker=linker)
-    return Sent(path, _tensors(kernel))
+    return Sent(path, _tensors(kernel), _sources(compiled))
+
+
+def build_launch_for_board(preset: Preset, path: Path, linker: Sequence[str] | None) -> Sent:
+    """Builder: the smallest kernel of a GPU, linked into ``path``."""
+    from mobilenet_tvm.build.link import link
+    from mobilenet_tvm.cuda import codegen
+
+    with codegen.collecting() as compiled:
+        module = build_launch(preset.target, preset.host)
+    link(module, path, preset, linker=linker)
+    return Sent(path, (((1,), "float32"),), _sources(compiled))
+
+
+def _sources(compiled: Sequence[Compiled]) -> tuple[tuple[str, str], ...]:
+    from mobilenet_tvm.cuda import sources
+
+    return tuple((one.source, sources.digest(one.image)) for one in compiled)
 
 
 def _tensors(kernel: Kernel) -> tuple[tuple[tuple[int, ...], str], ...]:
@@ -126,7 +153,9 @@ def open_board(device: RpcDevice, session_s: float, wait_s: float) -> Opened | N
         session = device.open(session_timeout_s=session_s, wait_s=wait_s)
         _sessions.append(session)
         info = session.info()
-        told = (None, None, None) if info is None else (info.machine, info.features, info.cores)
+        if info is None:
+            return Opened(session.board, session.cpu_name(), session.timing)
+        told = (info.machine, info.features, info.cores, info.gpu)
         return Opened(session.board, session.cpu_name(), session.timing, *told)
     except BoardLostError as error:
         return _lost(error)
@@ -140,14 +169,16 @@ def close_board() -> None:
         _sessions.pop().close()
 
 
-def time_on_board(sent: Sent, threads: int, best_s: float) -> tuple[float, ...] | Lost:
+def time_on_board(
+    sent: Sent, threads: int, best_s: float, model_bytes: int
+) -> tuple[float, ...] | Lost:
     """Talker: time a kernel in the open session. Seconds of one call each.
 
     Before every call what the kernel does not find in the caches in the model is flushed from
     them, by the one function for it that every TVM runtime has: it drops the weights (since they
     were used last, all other layers' went by) and spares the input, which the layer before has
     just written. The result is dropped too, which a model's arena may still hold; and on 32-bit
-    ARM, which lets no program do so, nothing is.
+    ARM, which lets no program do so, nothing is. On a GPU see ``search.gpu``.
 
     An emulator is only asked whether the kernel runs.
     """
@@ -162,6 +193,18 @@ def time_on_board(sent: Sent, threads: int, best_s: float) -> tuple[float, ...] 
             )
             return tuple(timer(*arrays).results)
 
+        if session.gpu:
+            if session.timing == "emulated":
+                return (call_once(module[SENT_NAME], arrays),)
+            ours = session.info() is not None
+            return time_on_gpu(
+                module,
+                SENT_NAME,
+                arrays,
+                model_bytes=model_bytes,
+                best_s=best_s,
+                prepare=AS_IN_THE_MODEL if ours else FLUSH,
+            )
         if session.timing == "emulated":
             return time_calls(1)
         once = min(first := time_calls(_FEW_CALLS))
@@ -173,6 +216,17 @@ def time_on_board(sent: Sent, threads: int, best_s: float) -> tuple[float, ...] 
         return tuple(sorted(time_calls(calls))[: (calls + 1) // 2])
 
     found: tuple[float, ...] | Lost = _in_session(time_it)
+    return found
+
+
+def launch_on_board(sent: Sent) -> float | Lost:
+    """Talker: seconds that a launch takes on the board's GPU; 0 of the emulator, which has none."""
+
+    def time_it(session: BoardSession) -> float:
+        module, (array,) = _load(session, sent, 1)
+        return 0.0 if session.timing == "emulated" else min(time_launches(module, array))
+
+    found: float | Lost = _in_session(time_it)
     return found
 
 
@@ -210,6 +264,9 @@ def _load(session: BoardSession, sent: Sent, threads: int) -> tuple[Any, list[An
     import tvm
 
     session.function("runtime.config_threadpool")(1, threads)
+    if session.gpu and session.timing == "emulated":
+        for source, digest in sent.sources:
+            session.add_source(source, digest)
     module, device = session.upload(sent.path), session.device()
     data = random_data(sent.tensors, len(sent.tensors) - 1)
     return module, [tvm.nd.array(one, device) for one in data]

@@ -7,12 +7,14 @@ child that may die.
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from mobilenet_tvm import toolchain
+from mobilenet_tvm import cuda, toolchain
 from mobilenet_tvm.records import Config, SearcherName, Task
+from mobilenet_tvm.records.ansor_tasks import VECTOR_BYTES
 from mobilenet_tvm.records.tasks import tensor_bytes
 from mobilenet_tvm.search.trial import Trial
 
@@ -30,11 +32,14 @@ class Candidate:
         searcher: whose it is.
         task: an ``autotvm.task.Task``, or a serialized computation (TVM's workload registry).
         config: index in the space, or the record line that holds Ansor's steps.
+        host: TVM's target string of the host, where the kernel is for a GPU: record lines and
+            ``str(target)`` leave it out.
     """
 
     searcher: SearcherName
     task: Any
     config: Any
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,15 @@ def _result_of(arguments: tuple[Any, ...]) -> int:
 
 def describe(task: Task, config: Config) -> Candidate:
     """What a child needs to build one configuration."""
+    host = getattr(task.handle.target, "host", None)
+    host = None if host is None else str(host)
     if task.searcher == "autotvm":
-        return Candidate("autotvm", task.handle, config)
+        return Candidate("autotvm", task.handle, config, host)
     toolchain.activate()
     from tvm.auto_scheduler.workload_registry import serialize_workload_registry_entry
 
     entry = serialize_workload_registry_entry(task.key)
-    return Candidate("ansor", entry, ansor_line(task, str(config)))
+    return Candidate("ansor", entry, ansor_line(task, str(config)), host)
 
 
 def build(candidate: Candidate) -> Kernel:
@@ -90,6 +97,8 @@ def build_to_check(candidate: Candidate) -> Kernel:
 def build_reference(candidate: Candidate, host: str | None = None) -> Kernel:
     """Compile what a candidate is to be compared with: its computation with no schedule.
 
+    Of a GPU's, which cannot run that, it runs on this machine's CPU.
+
     Args:
         candidate: whose.
         host: a target to compile for in place of the candidate's own.
@@ -98,6 +107,8 @@ def build_reference(candidate: Candidate, host: str | None = None) -> Kernel:
     from tvm import te
 
     target, _, arguments = _schedule(candidate, as_in_model=False)
+    if host is None and is_gpu(target):
+        host = "llvm"
     target = tvm.target.Target(host) if host else target
     return _compile(target, te.create_schedule(arguments[_result_of(arguments)].op), arguments)
 
@@ -115,7 +126,7 @@ def _schedule(candidate: Candidate, *, as_in_model: bool) -> tuple[Any, Any, tup
         autotvm.GLOBAL_SCOPE.in_tuning = True
         with handle.target:
             schedule, arguments = handle.instantiate(handle.config_space.get(candidate.config))
-        return handle.target, schedule, tuple(arguments)
+        return with_host(handle.target, candidate.host), schedule, tuple(arguments)
 
     from tvm.auto_scheduler.compute_dag import LayoutRewriteOption
     from tvm.auto_scheduler.measure import recover_measure_input
@@ -130,7 +141,7 @@ def _schedule(candidate: Candidate, *, as_in_model: bool) -> tuple[Any, Any, tup
         schedule, arguments = task.compute_dag.apply_steps_from_state(
             given.state, layout_rewrite=rewrite
         )
-    return task.target, schedule, tuple(arguments)
+    return with_host(task.target, candidate.host), schedule, tuple(arguments)
 
 
 def _compile(
@@ -138,8 +149,65 @@ def _compile(
 ) -> Kernel:
     import tvm
 
-    with target, tvm.transform.PassContext(config=toolchain.pass_config()):
-        return Kernel(tvm.build(schedule, list(arguments), target=target, name=name), arguments)
+    config = toolchain.pass_config()
+    if is_gpu(target):
+        cuda.activate()
+        # After the last pass of TVM's that allocates memory or splits loops.
+        config["tir.add_lower_pass"] = [(3, limits_pass(target))]
+    with target, tvm.transform.PassContext(config=config):
+        try:
+            built = tvm.build(schedule, list(arguments), target=target, name=name)
+        except tvm.TVMError as error:
+            if _VIOLATED not in str(error):
+                raise
+            raise RuntimeError(_violations(str(error))) from None
+        except cuda.CudaError as error:  # NVRTC refuses it: in the parent that would end the run
+            raise RuntimeError(str(error)) from None
+    return Kernel(built, arguments)
+
+
+# What TVM's pass says of a kernel that needs more than the GPU has, and the lines that say of what.
+_VIOLATED = "GPU constraint(s) violated:"
+_TOO_MUCH = re.compile(r"^\s*((?:Used|Extent of|Number of) .*\)) *;?$", re.MULTILINE)
+# CUDA C++ Programming Guide, "Compute Capabilities": of any GPU.
+_MOST_THREADS_Z = 64
+
+
+def is_gpu(target: Any) -> bool:
+    """Whether a TVM target's kernels run on an NVIDIA GPU."""
+    return str(target.kind.name) == "cuda"
+
+
+def with_host(target: Any, host: str | None) -> Any:
+    """A TVM target with that host; as it is where that is None."""
+    import tvm
+
+    return target if host is None else tvm.target.Target(target, host=host)
+
+
+def limits_pass(target: Any) -> Any:
+    """A pass over lowered functions that raises where one exceeds the target's limits.
+
+    NVRTC lets shared memory and threads pass that no GPU would launch.
+    """
+    import tvm
+
+    threads = int(target.attrs["max_threads_per_block"])
+    return tvm.get_global_func("tir.transform.VerifyGPUCode")(
+        {
+            "max_shared_memory_per_block": int(target.attrs["max_shared_memory_per_block"]),
+            "max_threads_per_block": threads,
+            "max_thread_x": threads,
+            "max_thread_y": threads,
+            "max_thread_z": _MOST_THREADS_Z,
+            "max_vector_bytes": VECTOR_BYTES,
+        }
+    )
+
+
+def _violations(text: str) -> str:
+    """What TVM's pass says is too much, in one line."""
+    return f"it exceeds the GPU's limits: {'; '.join(dict.fromkeys(_TOO_MUCH.findall(text)))}"
 
 
 def build_to_send(candidate: Candidate, weight_bytes: int, *, as_in_model: bool) -> Kernel:
@@ -165,6 +233,30 @@ def build_reference_here(candidate: Candidate, weight_bytes: int) -> Kernel:
     _, _, arguments = _schedule(candidate, as_in_model=False)
     naive = te.create_schedule(arguments[_result_of(arguments)].op)
     return _compile(tvm.target.Target("llvm"), naive, _activation_first(arguments, weight_bytes))
+
+
+def build_launch(target: str, host: str | None) -> Any:
+    """The smallest kernel, ``SENT_NAME(array)``: one thread adds one to ``[1] float32``.
+
+    What it takes in a row of launches is what a launch takes.
+    """
+    toolchain.activate()
+    import tvm
+    from tvm import te
+
+    number = te.placeholder((1,), "float32", name="number")
+    more = te.compute((1,), lambda i: number[i] + 1.0, name="more")
+    schedule = te.create_schedule(more.op)
+    schedule[more].bind(schedule[more].op.axis[0], te.thread_axis("threadIdx.x"))
+    place = tvm.tir.decl_buffer((1,), "float32", name="place")
+    cuda.activate()
+    return tvm.build(
+        schedule,
+        [place],
+        target=tvm.target.Target(target, host=host),
+        name=SENT_NAME,
+        binds={number: place, more: place},
+    )
 
 
 def _activation_first(arguments: tuple[Any, ...], weight_bytes: int) -> tuple[Any, ...]:

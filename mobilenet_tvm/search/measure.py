@@ -215,6 +215,41 @@ def wrong(off: float) -> str:
     return f"differs from the reference kernel by {off:.1e} of its largest value"
 
 
+@dataclass(frozen=True)
+class Step:
+    """One call of a trial in the child, and what its failures are called."""
+
+    function: Callable[..., Any]
+    doing: str
+    who: str
+    error: Failure
+    timeout: Failure
+
+
+def building(function: Callable[..., Any]) -> Step:
+    """The step that compiles a candidate."""
+    return Step(function, "building", "the compiler", Failure.BUILD_ERROR, Failure.BUILD_TIMEOUT)
+
+
+def running(function: Callable[..., Any]) -> Step:
+    """The step that times it."""
+    return Step(function, "running", "the kernel", Failure.RUN_ERROR, Failure.RUN_TIMEOUT)
+
+
+def checking(function: Callable[..., Any]) -> Step:
+    """The step that compares what it computes."""
+    return Step(function, "checking", "the kernel", Failure.RUN_ERROR, Failure.RUN_TIMEOUT)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A step with its arguments and its time limit."""
+
+    step: Step
+    timeout_s: float
+    arguments: tuple[object, ...]
+
+
 class LocalMeasurer:
     """Measure on this machine's CPU.
 
@@ -239,11 +274,11 @@ class LocalMeasurer:
         def trial(costs_s: tuple[float, ...], failure: Failure | None, message: str) -> Trial:
             return Trial(config, costs_s, failure, message, time.monotonic() - start)
 
-        def in_child(step: _Step, timeout_s: float, *arguments: object) -> Any:
-            left_s = deadline_s - (time.monotonic() - start)
-            limit_s = max(min(timeout_s, left_s), 0.1)
+        def in_child(call: Call) -> Any:
+            step, left_s = call.step, deadline_s - (time.monotonic() - start)
+            limit_s = max(min(call.timeout_s, left_s), 0.1)
             try:
-                return self._worker.call(step.function, *arguments, timeout_s=limit_s)
+                return self._worker.call(step.function, *call.arguments, timeout_s=limit_s)
             except TimeoutError:
                 message = f"{step.doing} took more than {limit_s:.1f} s"
                 raise _FailedError(step.timeout, message) from None
@@ -255,16 +290,14 @@ class LocalMeasurer:
                 raise _FailedError(step.error, first_line(error)) from None
 
         try:
-            in_child(_BUILDING, BUILD_TIMEOUT_S, candidate)
-            costs_s = in_child(
-                _RUNNING, RUN_TIMEOUT_S, self._threads, self._model_bytes, task.weight_bytes, best_s
-            )
-            # What is hardly slower may be chosen too (records.choose_records).
-            if median(costs_s) < CLEARLY * best_s:
-                off = in_child(_CHECKING, CHECK_TIMEOUT_S, candidate, task.key)
+            in_child(self._to_build(candidate, task))
+            costs_s = in_child(self._to_run(task, best_s))
+            if self._must_check(costs_s, best_s):
+                off = in_child(self._to_check(candidate, task))
                 if not off <= TOLERANCE:
                     return trial((), Failure.WRONG_OUTPUT, wrong(off))
         except _FailedError as error:
+            self._after(error.failure)
             return trial((), error.failure, str(error))
         return trial(costs_s, None, "")
 
@@ -272,21 +305,22 @@ class LocalMeasurer:
         """Kill the child."""
         self._worker.close()
 
+    def _to_build(self, candidate: Candidate, task: Task) -> Call:
+        return Call(building(_build), BUILD_TIMEOUT_S, (candidate,))
 
-@dataclass(frozen=True)
-class _Step:
-    """One call of a trial in the child, and what its failures are called."""
+    def _to_run(self, task: Task, best_s: float) -> Call:
+        arguments = (self._threads, self._model_bytes, task.weight_bytes, best_s)
+        return Call(running(_run), RUN_TIMEOUT_S, arguments)
 
-    function: Callable[..., Any]
-    doing: str
-    who: str
-    error: Failure
-    timeout: Failure
+    def _to_check(self, candidate: Candidate, task: Task) -> Call:
+        return Call(checking(_check), CHECK_TIMEOUT_S, (candidate, task.key))
 
+    def _must_check(self, costs_s: tuple[float, ...], best_s: float) -> bool:
+        # What is hardly slower may be chosen too (records.choose_records).
+        return median(costs_s) < CLEARLY * best_s
 
-_BUILDING = _Step(_build, "building", "the compiler", Failure.BUILD_ERROR, Failure.BUILD_TIMEOUT)
-_RUNNING = _Step(_run, "running", "the kernel", Failure.RUN_ERROR, Failure.RUN_TIMEOUT)
-_CHECKING = _Step(_check, "checking", "the kernel", Failure.RUN_ERROR, Failure.RUN_TIMEOUT)
+    def _after(self, failure: Failure) -> None:
+        """What is to be done after a failure, before the next trial."""
 
 
 class _FailedError(Exception):

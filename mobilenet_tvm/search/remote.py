@@ -26,6 +26,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mobilenet_tvm import targets, toolchain
+from mobilenet_tvm.cuda import CudaError
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.records import CLEARLY, Config, Task
 from mobilenet_tvm.search import board
@@ -64,6 +65,7 @@ class RemoteMeasurer:
     Args:
         device: the tracker and the key of the boards.
         preset: what to build for.
+        model_bytes: weights of the whole model; a GPU keeps them from call to call, or cannot.
         threads: of TVM's thread pool on the board while a candidate runs.
         cpu: what the boards' CPU must be; None takes the first one's. Others are not used.
         wait_s: how long to wait for a board while there is none.
@@ -77,6 +79,7 @@ class RemoteMeasurer:
         device: RpcDevice,
         preset: Preset,
         *,
+        model_bytes: int = 4 << 20,
         threads: int = 1,
         cpu: str | None = None,
         wait_s: float = 120.0,
@@ -85,6 +88,7 @@ class RemoteMeasurer:
         make_worker: Callable[[], Child] = toolchain.Worker,
     ) -> None:
         self._preset = preset
+        self._model_bytes = model_bytes
         self._threads = threads
         self._linker = None if linker is None else tuple(linker)
         self._boards = Boards(device, cpu=cpu, wait_s=wait_s, notice=notice)
@@ -106,6 +110,34 @@ class RemoteMeasurer:
         self._jobs.submit(self._on_board, _nothing, (), float("inf")).result()
         assert self._boards.first is not None
         return self._boards.first
+
+    def launch_s(self) -> float:
+        """Seconds that a launch takes on a board's GPU; 0 of an emulated one.
+
+        Raises:
+            DeviceError: the board's GPU cannot be used, or there is no board any more.
+        """
+        path = self._folder / "launch.so"
+
+        def measure() -> float:
+            arguments = (self._preset, path, self._linker)
+            never = float("inf")
+            sent = self._in_builder(
+                board.build_launch_for_board,
+                arguments,
+                FIRST_BUILD_S,
+                never,
+                Failure.BUILD_ERROR,
+                Failure.BUILD_TIMEOUT,
+            )
+            return float(self._on_board(board.launch_on_board, (sent,), never))
+
+        try:
+            return self._jobs.submit(measure).result()
+        except _FailedError as error:
+            raise CudaError(f"the board's GPU does not run the smallest kernel: {error}") from None
+        finally:
+            path.unlink(missing_ok=True)
 
     def width(self) -> int:
         """See ``FleetMeasurer``."""
@@ -176,7 +208,8 @@ class RemoteMeasurer:
             sent = built(
                 as_in_model=True, failure=Failure.BUILD_ERROR, timeout=Failure.BUILD_TIMEOUT
             )
-            costs_s = self._on_board(board.time_on_board, (sent, self._threads, best_s), until_s)
+            arguments = (sent, self._threads, best_s, self._model_bytes)
+            costs_s = self._on_board(board.time_on_board, arguments, until_s)
             if median(costs_s) < CLEARLY * best_s or self._boards.emulated:
                 # AutoTVM's kernels take the same arguments in the model and alone.
                 if candidate.searcher == "ansor":

@@ -4,7 +4,8 @@ A record of the very same task is tried first as it is. A record of another shap
 over where it has a meaning there: a template's knobs to the nearest candidate of this space.
 Ansor's steps fit one shape only; records of other shapes teach its cost model
 (``CostModel.learn_records``). Whatever comes from elsewhere is a proposal: it is measured here
-before it counts.
+before it counts. What is of a CPU says nothing of a GPU, though Ansor's key of a task may be the
+same for both.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ def first_configs(tasks: Sequence[Task], records: Iterable[Record]) -> dict[str,
     """Configurations to try first, by task key, the most promising one first.
 
     Args:
-        tasks: of this run, of either searcher.
+        tasks: of this run, of either searcher, for one target.
         records: of other logs; several of one task count by the fastest.
     """
     # Times of different targets do not compare; the same task for another target does tell.
     best: dict[tuple[str, str], Record] = {}
     by_target: dict[str, list[Record]] = {}
+    kinds = {kind_of(task.target) for task in tasks}
     for record in records:
-        by_target.setdefault(record.target, []).append(record)
+        if kind_of(record.target) in kinds:
+            by_target.setdefault(record.target, []).append(record)
     for target, known in by_target.items():
         best |= {(key, target): record for key, record in best_records(known).items()}
     found: dict[str, list[Config]] = {}
@@ -46,6 +49,11 @@ def first_configs(tasks: Sequence[Task], records: Iterable[Record]) -> dict[str,
         if configs:
             found[task.key] = list(dict.fromkeys(configs))
     return found
+
+
+def kind_of(target: str) -> str:
+    """``llvm`` or ``cuda``, of a TVM target string."""
+    return target.partition(" ")[0]
 
 
 def _nearest_records(task: Task, best: Mapping[tuple[str, str], Record]) -> list[Record]:

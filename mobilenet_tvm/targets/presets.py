@@ -258,22 +258,28 @@ CUDA_PRESETS = (
 )
 _BY_NAME = {preset.name: preset for preset in (*PRESETS, *CUDA_PRESETS)}
 # What stands for another preset: a usual board, or the best of this machine.
-_ALIASES = {"arm": "rpi4", "cuda": "cuda-sm80"}
+_ALIASES = {"arm": "rpi4"}
 _HOST = {"x86": ("x86_64",), "native": ("x86_64", "aarch64", "armv7l", "arm64")}
+# This machine's GPU, or where there is none the one that most are compiled for.
+_GPU, _USUAL_GPU = "cuda", "cuda-sm80"
 
 
 def names() -> tuple[str, ...]:
     """All that ``--target`` takes."""
-    return (*_HOST, *_ALIASES, *_BY_NAME)
+    return (*_HOST, _GPU, *_ALIASES, *_BY_NAME)
 
 
 def resolve(name: str) -> Preset:
     """The preset called ``name``; ``x86`` and ``native`` become the best this machine can run.
 
+    ``cuda`` becomes the best for this machine's GPU, and ``cuda-sm80`` where there is none.
+
     Raises:
         UsageError: no such preset, or ``x86`` on a machine that is none, or ``native`` on a CPU
-            that runs no preset.
+            that runs no preset, or ``cuda`` with a GPU that runs none.
     """
+    if name == _GPU:
+        return _this_gpu()
     name = _ALIASES.get(name, name)
     if name in _BY_NAME:
         return _BY_NAME[name]
@@ -289,4 +295,42 @@ def resolve(name: str) -> Preset:
         f"target {name} means this machine, and {cpu_name()} ({platform.machine()}, "
         f"{len(cpu_features())} features) runs no such preset: name one of "
         f"{', '.join(preset.name for preset in possible)}"
+    )
+
+
+def _this_gpu() -> Preset:
+    # Here, for whoever has no GPU need not import what asks for one.
+    from mobilenet_tvm import cuda
+    from mobilenet_tvm.cuda.gpu import find_gpu
+
+    found = None if cuda.emulated() else find_gpu()
+    if found is None:
+        return _BY_NAME[_USUAL_GPU]
+    return for_gpu(found.name, found.compute_capability, platform.machine())
+
+
+def for_gpu(gpu_name: str, compute_capability: tuple[int, int], arch: str) -> Preset:
+    """The preset for a GPU in a host of ``arch`` (as ``platform.machine()`` says).
+
+    That of its compute capability, or of the nearest older one of its major version, whose machine
+    code it runs; a GPU of a newer major version than all has the newest preset, whose PTX its
+    driver compiles (CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
+
+    Raises:
+        UsageError: the GPU is older than all presets for such a host.
+    """
+    possible = {
+        preset.gpu.compute_capability: preset
+        for preset in CUDA_PRESETS
+        if preset.gpu is not None and preset.arch == arch
+    }
+    older = [found for found in possible if found <= compute_capability]
+    if older:
+        return possible[max(older)]
+    version = "{}.{}".format(*compute_capability)
+    needed = ", which begin at {}.{}".format(*min(possible)) if possible else ""
+    raise UsageError(
+        f"target cuda means this machine's GPU, and {gpu_name} has compute capability {version}, "
+        f"too old for the presets of a GPU in {arch}{needed}: to compile for another GPU name one "
+        f"of {', '.join(preset.name for preset in CUDA_PRESETS)}"
     )

@@ -109,7 +109,7 @@ def test_only_one_worker_is_awake(
     turns: list[str] = []
     take_turn = alternate._round
 
-    def watched(lane: alternate._Lane) -> None:
+    def watched(lane: alternate.Lane) -> None:
         assert [state(worker.pid) for worker in workers] == ["T"] * 3
         turns.append(lane.contender.label)
         ask = lane.worker.ask

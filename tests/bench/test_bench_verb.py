@@ -63,10 +63,12 @@ def test_threads_are_one_and_all_by_default() -> None:
 
 
 def test_peers_are_known_by_name() -> None:
+    assert parse_peers(None) is None
     assert parse_peers("") == []
     assert parse_peers("onnxruntime, onnxruntime") == ["onnxruntime"]
-    with pytest.raises(UsageError, match="torch: unknown, the known ones are onnxruntime"):
-        parse_peers("onnxruntime,torch")
+    assert parse_peers("torch,onnxruntime") == ["onnxruntime", "torch"]
+    with pytest.raises(UsageError, match="openvino: unknown, the known ones are onnxruntime"):
+        parse_peers("onnxruntime,openvino")
 
 
 def test_artifacts_are_labelled_by_file_or_by_path_if_that_is_not_enough(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_artifacts_of_two_models_are_not_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--against", "torch"], "the known ones are onnxruntime"),
+        (["--against", "openvino"], "the known ones are onnxruntime"),
         (["--threads", "100000"], "the cores of this machine"),
         ([], "no artifact at"),
     ],

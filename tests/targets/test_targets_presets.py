@@ -25,7 +25,7 @@ def test_every_preset_resolves_to_itself(name: str) -> None:
     found = targets.resolve(name)
     assert found.name == name
     assert name in targets.names()
-    assert found.target.startswith("llvm ")
+    assert found.target.startswith("llvm " if found.gpu is None else "cuda ")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 means this machine")

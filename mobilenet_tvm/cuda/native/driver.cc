@@ -1,8 +1,12 @@
 // The driver's entry points that TVM's CUDA runtime calls, forwarded to libcuda.so.1 when one is
 // first called: so the plug-in loads, and compiles, on a machine with no driver.
 
-#include <cuda.h>
 #include <dlfcn.h>
+
+// Hidden, or they would stand for the driver's in whatever else this process loads.
+#pragma GCC visibility push(hidden)
+#include <cuda.h>
+#pragma GCC visibility pop
 
 namespace {
 

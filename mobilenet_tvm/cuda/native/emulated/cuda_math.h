@@ -106,8 +106,13 @@ inline bool isfinite(double x) { return __builtin_fabs(x) < __builtin_inf(); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(x); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+// The builtin is a call of the compiler's own library on some CPUs, which is not linked.
+inline int __popcll(unsigned long long x) {
+  int count = 0;
+  for (; x != 0; x &= x - 1) ++count;
+  return count;
+}
+inline int __popc(unsigned x) { return __popcll(x); }
 
 template <typename To, typename From>
 inline To mobilenet_tvm_as(From from) {

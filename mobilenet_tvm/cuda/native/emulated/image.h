@@ -13,6 +13,7 @@ struct Index {
 // Where the thread that runs now is.
 struct Place {
   Index thread, block, block_size, grid_size;
+  bool alone;  // in its block
 };
 
 enum class WarpOp { kShuffle, kShuffleUp, kShuffleDown, kShuffleXor, kBallot, kSync, kActive };

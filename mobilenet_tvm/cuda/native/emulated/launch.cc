@@ -497,6 +497,7 @@ Outcome Machine::Launch(const Function& function, Index grid, Index block,
   place_ = function.image->place;
   place_->block_size = block;
   place_->grid_size = grid;
+  place_->alone = std::size_t{block.x} * block.y * block.z == 1;
   arguments_ = arguments;
   call_ = kernel.call;
   count_ = std::size_t{block.x} * block.y * block.z;

@@ -72,7 +72,24 @@ std::vector<Section> Sections(const char* image) {
   return sections;
 }
 
-bool IsElf(const char* image) { return std::memcmp(image, ELFMAG, SELFMAG) == 0; }
+bool IsElf(const char* image) { return std::strncmp(image, ELFMAG, SELFMAG) == 0; }
+
+// A fatbin: its head, then entries, each with a head of its own.
+struct FatbinHead {
+  std::uint32_t magic;
+  std::uint16_t version, head_bytes;
+  std::uint64_t bytes;  // of all entries
+};
+struct FatbinEntry {
+  std::uint16_t kind, version;
+  std::uint32_t head_bytes;
+  std::uint64_t bytes;
+};
+
+bool IsFatbin(const char* image) {
+  // Text may be shorter than the head.
+  return std::strncmp(image, "\x50\xED\x55\xBA", 4) == 0;
+}
 
 // How long an image is, for the driver is not told: an ELF file, a fatbin or text (PTX).
 std::size_t Length(const char* image) {
@@ -87,30 +104,40 @@ std::size_t Length(const char* image) {
     }
     return end;
   }
-  struct {
-    std::uint32_t magic;
-    std::uint16_t version, header_bytes;
-    std::uint64_t bytes;
-  } fat;
-  constexpr std::uint32_t kFatbin = 0xBA55ED50;
-  // Text may be shorter than the head of a fatbin: look at the magic first.
-  if (std::strlen(image) >= sizeof(fat.magic)) {
-    std::memcpy(&fat.magic, image, sizeof(fat.magic));
-    if (fat.magic == kFatbin) {
-      std::memcpy(&fat, image, sizeof(fat));
-      return fat.header_bytes + fat.bytes;
-    }
+  if (IsFatbin(image)) {
+    FatbinHead head;
+    std::memcpy(&head, image, sizeof(head));
+    return head.head_bytes + head.bytes;
   }
   return std::strlen(image);
 }
 
-// Registers of each kernel's threads, where the image is a cubin: the upper byte of a field of its
-// code's section that ELF has no use for.
+// The machine code in an image, null where there is none, or only a compressed one.
+const char* Cubin(const char* image) {
+  if (IsElf(image)) return image;
+  if (!IsFatbin(image)) return nullptr;
+  const char* const end = image + Length(image);
+  FatbinHead head;
+  std::memcpy(&head, image, sizeof(head));
+  for (const char* at = image + head.head_bytes;
+       at + sizeof(FatbinEntry) < end;) {
+    FatbinEntry entry;
+    std::memcpy(&entry, at, sizeof(entry));
+    const char* const payload = at + entry.head_bytes;
+    if (payload + sizeof(Elf64_Ehdr) < end && IsElf(payload)) return payload;
+    at = payload + entry.bytes;
+  }
+  return nullptr;
+}
+
+// Registers of each kernel's threads: the upper byte of a field of its code's section that ELF has
+// no use for.
 std::map<std::string, unsigned> Registers(const char* image) {
   std::map<std::string, unsigned> registers;
-  if (!IsElf(image)) return registers;
+  const char* cubin = Cubin(image);
+  if (cubin == nullptr) return registers;
   const std::string prefix = ".text.";
-  for (const Section& section : Sections(image)) {
+  for (const Section& section : Sections(cubin)) {
     if (section.name.compare(0, prefix.size(), prefix) != 0) continue;
     registers[section.name.substr(prefix.size())] = section.header.sh_info >> 24;
   }

@@ -1,0 +1,128 @@
+"""Which other runtimes could run a model on this machine's GPU, and why the others cannot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mobilenet_tvm.bench.protocol import ContenderKind
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A peer that was asked for and does not run: why, and the command that may mend it."""
+
+    name: str
+    reason: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: absent, {self.reason} ({self.command})"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime that could be held against.
+
+    Attributes:
+        title: its name.
+        modules: what must be importable; the first one's distribution gives the version.
+        distributions: that the first module may be of, the one to install first.
+        command: installs all.
+        rows: kind and what is said of it beside the name; ``graph_rows`` where CUDA graphs are
+            asked for as well.
+    """
+
+    title: str
+    modules: tuple[str, ...]
+    distributions: tuple[str, ...]
+    command: str
+    rows: tuple[tuple[ContenderKind, str], ...]
+    graph_rows: tuple[tuple[ContenderKind, str], ...] = ()
+
+
+PEERS = {
+    "onnxruntime": Peer(
+        "ONNX Runtime",
+        ("onnxruntime",),
+        ("onnxruntime-gpu", "onnxruntime"),
+        # Both are the module onnxruntime: the one that is installed last has its files.
+        "pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        (("cuda-onnxruntime", "CUDA"),),
+        (("cuda-onnxruntime-graph", "CUDA, graph"),),
+    ),
+    "tensorrt": Peer(
+        "TensorRT",
+        ("tensorrt", "cuda.bindings"),
+        ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+        "pip install tensorrt-cu12 cuda-bindings",
+        (("tensorrt", "FP32"), ("tensorrt-tf32", "its default, TF32")),
+        (("tensorrt-graph", "FP32, graph"),),
+    ),
+    "torch": Peer(
+        "PyTorch",
+        ("torch", "onnx2torch"),
+        ("torch",),
+        "pip install torch onnx2torch",
+        (("torch", "eager"),),
+        (("torch-compiled", "compiled, graph"),),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PeerRow:
+    """One way to run a peer, to be timed."""
+
+    peer: str
+    kind: ContenderKind
+    label: str
+
+
+def find_peers(names: Sequence[str], *, graphs: bool) -> tuple[list[PeerRow], list[Absent]]:
+    """The rows of those of ``names`` (keys of ``PEERS``) that are installed, and the others.
+
+    Nothing is imported but ONNX Runtime, which alone knows whether it was built for GPUs.
+    """
+    rows: list[PeerRow] = []
+    absent: list[Absent] = []
+    for name in names:
+        peer = PEERS[name]
+        why = _why_absent(name, peer)
+        if why is not None:
+            absent.append(Absent(peer.title, why, peer.command))
+            continue
+        title = f"{peer.title} {_version(peer)}".strip()
+        kinds = (*peer.rows, *(peer.graph_rows if graphs else ()))
+        rows += [PeerRow(name, kind, f"{title}, {how}") for kind, how in kinds]
+    return rows, absent
+
+
+def _why_absent(name: str, peer: Peer) -> str | None:
+    missing = [module for module in peer.modules if not _importable(module)]
+    if missing:
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+    if name == "onnxruntime":
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "the onnxruntime that is installed is built for CPUs alone"
+    return None
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # its parent is missing
+        return False
+
+
+def _version(peer: Peer) -> str:
+    for distribution in peer.distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
