@@ -30,9 +30,9 @@ from tvm import autotvm, te
 from mobilenet_tvm.schedules import pointwise as shared
 from mobilenet_tvm.schedules.cuda import threads as of
 from mobilenet_tvm.schedules.cuda import vector
-from mobilenet_tvm.schedules.cuda.model import BARRIER_CYCLES, Work, wavefronts
+from mobilenet_tvm.schedules.cuda.model import BARRIER_CYCLES, VECTOR_BANKS, Work, best_padding
 from mobilenet_tvm.schedules.cuda.space import columns, define_knobs, ranked, values
-from mobilenet_tvm.schedules.cuda.target import LANES, Gpu, channel_block, current
+from mobilenet_tvm.schedules.cuda.target import BANKS, LANES, Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 
 TASK = "pointwise_conv2d_NCHWc.mobilenet_cuda"
@@ -53,7 +53,6 @@ MIN_THREADS, MAX_THREADS = 32, 512
 MAX_LOADS = 20  # vectors that a thread loads at once for a stage
 STEPS = (1, 2, 3, 4, 6, 8)
 SPLITS = (1, 2, 4, 8, 16)
-_BANKS = 32  # of shared memory, a float each
 
 
 class Layer(NamedTuple):
@@ -109,34 +108,22 @@ def padding(
 ) -> Padding:
     """The padding with the fewest passes."""
     own = threads_k * threads_y * threads_x
-    looked_at = min(own * split // 8 * 8, 64)
-    if not looked_at:
-        return Padding(0, 0, 1.0, 1.0)
 
-    def pixel_passes(pad: int) -> int:
+    def pixel(pad: int, thread: int) -> int:
+        group, thread = divmod(thread, own)
+        y, x = divmod(thread % (threads_y * threads_x), threads_x)
         of_group = step * (threads_y * rows * threads_x + pad)
+        return group * of_group + y * rows * threads_x + x
 
-        def address(thread: int) -> int:
-            group, thread = divmod(thread, own)
-            y, x = divmod(thread % (threads_y * threads_x), threads_x)
-            return group * of_group + y * rows * threads_x + x
-
-        return wavefronts(address, looked_at)
-
-    def weight_passes(pad: int) -> int:
+    def weight(pad: int, thread: int) -> int:
+        group, thread = divmod(thread, own)
         of_group = step * (LANES * threads_k * chunks + pad)
+        return group * of_group + thread // (threads_y * threads_x) * chunks
 
-        def address(thread: int) -> int:
-            group, thread = divmod(thread, own)
-            return group * of_group + thread // (threads_y * threads_x) * chunks
-
-        return wavefronts(address, looked_at)
-
-    pads = range(8) if split > 1 else (0,)
-    pixels = min(pads, key=lambda pad: (pixel_passes(pad), pad))
-    weights = min(pads, key=lambda pad: (weight_passes(pad), pad))
-    least = looked_at // 8
-    return Padding(pixels, weights, pixel_passes(pixels) / least, weight_passes(weights) / least)
+    paddings = range(VECTOR_BANKS) if split > 1 else (0,)
+    pixels, pixel_passes = best_padding(pixel, own * split, paddings)
+    weights, weight_passes = best_padding(weight, own * split, paddings)
+    return Padding(pixels, weights, pixel_passes, weight_passes)
 
 
 def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
@@ -329,7 +316,7 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
         of.keep_in_registers(schedule, schedule.cache_read(staged, "local", [sums]), sums, at)
         schedule[staged].compute_at(stage, stage_of_channels)
         if split > 1:
-            schedule[staged].storage_align(schedule[staged].op.axis[1], _BANKS, stride % _BANKS)
+            schedule[staged].storage_align(schedule[staged].op.axis[1], BANKS, stride % BANKS)
         if knobs["buffers"] == 2:
             schedule[staged].double_buffer()
         of.load_together(schedule, staged, thread, count)
