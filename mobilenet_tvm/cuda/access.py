@@ -177,7 +177,7 @@ class _Walker:
                     self.statement(node.else_case)
         elif kind == "BufferStore":
             self._expression(node.value)
-            self._access(node, str(node.value.dtype), store=True)
+            self._access(node, store=True)
         elif kind == "Evaluate":
             self._expression(node.value)
         else:
@@ -224,7 +224,7 @@ class _Walker:
             self._expression(node.a)
             self._expression(node.b)
         elif kind == "BufferLoad":
-            self._access(node, str(node.dtype), store=False)
+            self._access(node, store=False)
         elif kind == "Select":
             self._choice(node.condition, node.true_value, node.false_value)
         elif kind == "Call":
@@ -255,7 +255,7 @@ class _Walker:
         with self._where(condition, False):
             self._expression(no)
 
-    def _access(self, node: Any, dtype: str, *, store: bool) -> None:
+    def _access(self, node: Any, *, store: bool) -> None:
         for index in node.indices:
             self._expression(index)
         scope = str(node.buffer.scope())
@@ -273,7 +273,8 @@ class _Walker:
             elements = np.moveaxis(elements, -1, 0).reshape(-1, WARP, 1)
             active = np.tile(active, (len(elements) // _SAMPLES, 1, 1))
         weight = np.tile(self._weight, len(elements) // _SAMPLES)
-        element_bytes = _element_bytes(dtype)
+        # Of the buffer: after TVM has made vectors its elements, an index is of a whole one.
+        element_bytes = _element_bytes(str(node.buffer.dtype))
         weight = np.where(active.any(axis=(1, 2)), weight, 0.0) * (self._warps / _SAMPLES)
         count = sectors if scope == "global" else turns
         taken, ideal = count(elements, active, element_bytes)
@@ -293,4 +294,5 @@ class _Walker:
 def _element_bytes(dtype: str) -> int:
     from tvm import DataType
 
-    return max(1, int(DataType(dtype).bits) // 8)
+    kind = DataType(dtype)
+    return max(1, int(kind.bits) * int(kind.lanes) // 8)

@@ -19,9 +19,9 @@ from tvm.topi.nn.utils import get_pad_tuple
 
 from mobilenet_tvm.schedules import depthwise as shared
 from mobilenet_tvm.schedules.cuda import threads as of
-from mobilenet_tvm.schedules.cuda.model import Work
+from mobilenet_tvm.schedules.cuda.model import Work, best_padding
 from mobilenet_tvm.schedules.cuda.space import columns, define_knobs, ranked, values
-from mobilenet_tvm.schedules.cuda.target import Gpu, channel_block, current
+from mobilenet_tvm.schedules.cuda.target import BANKS, Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 
 TASK = "depthwise_conv2d_NCHWc.mobilenet_cuda"
@@ -71,6 +71,23 @@ def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
                 yield rows, threads_c, threads_y, threads_x, 1
 
 
+@functools.cache
+def padding(
+    kernel: tuple[int, int], strides: tuple[int, int], tile: tuple[int, ...]
+) -> tuple[int, float]:
+    """Vectors left free behind a row of the staged image, so that threads meet in few banks."""
+    rows, threads_c, threads_y, threads_x, _ = tile
+    (tall, wide), (down, along) = kernel, strides
+    patch_rows, patch_columns = (threads_y * rows - 1) * down + tall, (threads_x - 1) * along + wide
+
+    def pixel(pad: int, thread: int) -> int:
+        y, x = divmod(thread, threads_x)
+        c, y = divmod(y, threads_y)
+        return (c * patch_rows + y * rows * down) * (patch_columns + pad) + x * along
+
+    return best_padding(pixel, threads_c * threads_y * threads_x)
+
+
 def work(layer: Layer, tile: tuple[int, ...]) -> Work:
     """What a block of one configuration does."""
     rows, threads_c, threads_y, threads_x, staged = tile
@@ -83,6 +100,8 @@ def work(layer: Layer, tile: tuple[int, ...]) -> Work:
         return ((rows - 1) * down + tall) * ((columns - 1) * along + wide) * block
 
     image = threads_c * patch(threads_y * rows, threads_x)
+    free, passes = padding(layer.kernel, layer.strides, tile) if staged else (0, 1.0)
+    kept = image + threads_c * ((threads_y * rows - 1) * down + tall) * free * block
     own_rows = (rows - 1) * down + tall
     loads = threads * own_rows * wide  # vectors
     weights = threads * tall * wide
@@ -92,9 +111,9 @@ def work(layer: Layer, tile: tuple[int, ...]) -> Work:
         blocks=pixels // outputs,
         threads=threads,
         registers=(rows + own_rows) * block + 28,
-        shared_bytes=4 * image * staged,
+        shared_bytes=4 * kept * staged,
         fmas=outputs * tall * wide,
-        shared_traffic=4 * block * (loads + weights) + 4 * image * staged,
+        shared_traffic=int(4 * block * (loads * passes + weights)) + 4 * image * staged,
         l2_traffic=4 * (image + threads_c * tall * wide * block + outputs),
         traffic=4 * (pixels * (1 + down * along) + layer.channels * tall * wide),
         stages=1,
@@ -162,6 +181,8 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
     count = knobs["threads_c"] * knobs["threads_y"] * knobs["threads_x"]
     thread = of.thread_axis(count)
     image = next(t for t in sums.op.input_tensors if t.op.name == "padded")
+    tall, wide = (int(axis.dom.extent) for axis in sums.op.reduce_axis)
+    down, along = (int(stride) for stride in sums.op.attrs["workload"][3])
 
     stage = schedule[out]
     n, c, h, w, i = stage.op.axis
@@ -171,8 +192,8 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
     h_thread, h_inner = stage.split(h, knobs["rows"])
     w_outer, w_thread = stage.split(w, knobs["threads_x"])
     stage.reorder(scope, n, c_outer, h_outer, w_outer, c_thread, h_thread, w_thread, h_inner, i)
-    block = stage.fuse(h_outer, w_outer)
-    of.bind_blocks(stage, block, c_outer, n)
+    patch = stage.fuse(h_outer, w_outer)
+    of.bind_blocks(stage, patch, c_outer, n)
     own = stage.fuse(c_thread, h_thread, w_thread)
     stage.bind(own, thread)
     stage.unroll(h_inner)
@@ -187,10 +208,15 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
         stage.unroll(axis)
     stage.vectorize(i)
     if knobs["staged"]:
-        # Read again from shared memory, a column for each tap beside the other.
+        # Read again from shared memory, a column for each of a row's taps.
         column = schedule.cache_read(image, "local", [sums])
+        row = schedule[image].op.axis[2]
+        columns_staged = (knobs["threads_x"] - 1) * along + wide
+        free, _ = padding((tall, wide), (down, along), tuple(knobs.values()))
+        stride = shape_of(image)[-1] * (columns_staged + free)
+        schedule[image].storage_align(row, BANKS, stride % BANKS)
         schedule[image].set_scope("shared")
-        schedule[image].compute_at(schedule[out], block)
+        schedule[image].compute_at(schedule[out], patch)
         of.load_together(schedule, image, thread, count)
     else:
         schedule[image].set_scope("local")

@@ -6,8 +6,9 @@ and a GPU by its data sheet; it has not been fitted to any measurement.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mobilenet_tvm.schedules.cuda.target import Gpu
@@ -21,7 +22,7 @@ PROLOGUE_INSTRUCTIONS = 100  # of each thread: its indices, zeroed sums
 IMPERFECT = 0.15  # of what should overlap with the slowest resource and does not quite
 SCHEDULERS = 4  # of a multiprocessor; each starts an instruction of one warp in a cycle
 REGISTER_UNIT = 256  # registers are given to a warp in units of so many
-SHARED_UNIT = 256  # bytes
+VECTOR_BANKS = 8  # vectors of 16 bytes side by side in all banks of shared memory
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,21 @@ def _up(number: int, unit: int) -> int:
 def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> int:
     """Blocks that one multiprocessor holds at once; 0 where it cannot hold any."""
     warps = -(-threads // gpu.warp)
-    registers_of_block = warps * _up(registers * gpu.warp, REGISTER_UNIT)
-    shared = _up(shared_bytes + gpu.shared_reserved, SHARED_UNIT)
+    # Each scheduler has a quarter of the registers.
+    of_warp = _up(max(registers, 1) * gpu.warp, REGISTER_UNIT)
+    warps_of_scheduler = gpu.registers_per_multiprocessor // SCHEDULERS // of_warp
+    shared = _up(shared_bytes + gpu.shared_reserved, 256 if gpu.arch < "sm_80" else 128)
+    if (
+        threads > gpu.threads_per_block
+        or registers > gpu.registers_per_thread
+        or shared_bytes > gpu.shared_per_block
+        or _up(warps, SCHEDULERS) > warps_of_scheduler * SCHEDULERS
+    ):
+        return 0
     return min(
         gpu.blocks_per_multiprocessor,
         gpu.threads_per_multiprocessor // (warps * gpu.warp),
-        gpu.registers_per_multiprocessor // max(registers_of_block, 1),
+        warps_of_scheduler * SCHEDULERS // warps,
         gpu.shared_per_multiprocessor // shared if shared else gpu.blocks_per_multiprocessor,
     )
 
@@ -83,12 +93,7 @@ def occupancy(gpu: Gpu, work: Work) -> float:
 
 def fits(gpu: Gpu, work: Work) -> bool:
     """Whether the kernel can be launched, and keeps its registers."""
-    return (
-        1 <= work.threads <= gpu.threads_per_block
-        and work.shared_bytes <= gpu.shared_per_block
-        and work.registers <= gpu.registers_per_thread
-        and resident_blocks(gpu, work.threads, work.registers, work.shared_bytes) > 0
-    )
+    return resident_blocks(gpu, work.threads, work.registers, work.shared_bytes) > 0
 
 
 def _cycles(gpu: Gpu, work: Work, resident: int) -> float:
@@ -110,7 +115,7 @@ def _cycles(gpu: Gpu, work: Work, resident: int) -> float:
     latency = GLOBAL_LATENCY_CYCLES + BARRIER_CYCLES
     # What one block leaves idle while it waits, the others fill as far as they can.
     each = busy / stages
-    alone = max(each, latency) if work.overlapped else each + latency
+    alone = max(each, latency) if work.overlapped else each + latency + BARRIER_CYCLES
     return latency + stages * max(resident * each, alone) + work.depth_cycles
 
 
@@ -143,6 +148,29 @@ def wavefronts(address: Callable[[int], int], threads: int) -> int:
         banks: dict[int, set[int]] = {}
         for thread in range(first, first + 8):
             vector = address(thread)
-            banks.setdefault(vector % 8, set()).add(vector)
+            banks.setdefault(vector % VECTOR_BANKS, set()).add(vector)
         passes += max(len(vectors) for vectors in banks.values())
     return passes
+
+
+def best_padding(
+    address: Callable[[int, int], int], threads: int, paddings: Iterable[int] = range(VECTOR_BANKS)
+) -> tuple[int, float]:
+    """Which padding lets threads find their vectors in different banks, as far as any does.
+
+    Args:
+        address: of a thread's vector, given the padding and the thread.
+        threads: of a block; the first two warps are looked at.
+        paddings: to choose from, in vectors.
+
+    Returns:
+        The padding, and how many times the fewest passes it takes.
+    """
+    looked_at = min(threads, 64) // 8 * 8
+    if not looked_at:
+        return 0, 1.0
+    passes = {
+        padding: wavefronts(functools.partial(address, padding), looked_at) for padding in paddings
+    }
+    best = min(passes, key=lambda padding: (passes[padding], padding))
+    return best, passes[best] / (looked_at // 8)

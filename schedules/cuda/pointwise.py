@@ -30,9 +30,9 @@ from tvm import autotvm, te
 from mobilenet_tvm.schedules import pointwise as shared
 from mobilenet_tvm.schedules.cuda import threads as of
 from mobilenet_tvm.schedules.cuda import vector
-from mobilenet_tvm.schedules.cuda.model import BARRIER_CYCLES, Work, wavefronts
+from mobilenet_tvm.schedules.cuda.model import BARRIER_CYCLES, VECTOR_BANKS, Work, best_padding
 from mobilenet_tvm.schedules.cuda.space import columns, define_knobs, ranked, values
-from mobilenet_tvm.schedules.cuda.target import LANES, Gpu, channel_block, current
+from mobilenet_tvm.schedules.cuda.target import BANKS, LANES, Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 
 TASK = "pointwise_conv2d_NCHWc.mobilenet_cuda"
@@ -50,7 +50,9 @@ KNOBS = (
 )
 MAX_SUMS = 64  # in registers; with more, too few threads are resident
 MIN_THREADS, MAX_THREADS = 32, 512
-_BANKS = 32  # of shared memory, a float each
+MAX_LOADS = 20  # vectors that a thread loads at once for a stage
+STEPS = (1, 2, 3, 4, 6, 8)
+SPLITS = (1, 2, 4, 8, 16)
 
 
 class Layer(NamedTuple):
@@ -106,34 +108,22 @@ def padding(
 ) -> Padding:
     """The padding with the fewest passes."""
     own = threads_k * threads_y * threads_x
-    looked_at = min(own * split // 8 * 8, 64)
-    if not looked_at:
-        return Padding(0, 0, 1.0, 1.0)
 
-    def pixel_passes(pad: int) -> int:
+    def pixel(pad: int, thread: int) -> int:
+        group, thread = divmod(thread, own)
+        y, x = divmod(thread % (threads_y * threads_x), threads_x)
         of_group = step * (threads_y * rows * threads_x + pad)
+        return group * of_group + y * rows * threads_x + x
 
-        def address(thread: int) -> int:
-            group, thread = divmod(thread, own)
-            y, x = divmod(thread % (threads_y * threads_x), threads_x)
-            return group * of_group + y * rows * threads_x + x
-
-        return wavefronts(address, looked_at)
-
-    def weight_passes(pad: int) -> int:
+    def weight(pad: int, thread: int) -> int:
+        group, thread = divmod(thread, own)
         of_group = step * (LANES * threads_k * chunks + pad)
+        return group * of_group + thread // (threads_y * threads_x) * chunks
 
-        def address(thread: int) -> int:
-            group, thread = divmod(thread, own)
-            return group * of_group + thread // (threads_y * threads_x) * chunks
-
-        return wavefronts(address, looked_at)
-
-    pads = range(8) if split > 1 else (0,)
-    pixels = min(pads, key=lambda pad: (pixel_passes(pad), pad))
-    weights = min(pads, key=lambda pad: (weight_passes(pad), pad))
-    least = looked_at // 8
-    return Padding(pixels, weights, pixel_passes(pixels) / least, weight_passes(weights) / least)
+    paddings = range(VECTOR_BANKS) if split > 1 else (0,)
+    pixels, pixel_passes = best_padding(pixel, own * split, paddings)
+    weights, weight_passes = best_padding(weight, own * split, paddings)
+    return Padding(pixels, weights, pixel_passes, weight_passes)
 
 
 def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
@@ -148,16 +138,18 @@ def _tiles(layer: Layer) -> Iterator[tuple[int, ...]]:
         if chunks * rows * out_block > MAX_SUMS:
             continue
         for threads_k, threads_y, split in itertools.product(
-            divisors(out_chunks // chunks, 32), divisors(layer.height // rows, 8), (1, 2, 4, 8)
+            divisors(out_chunks // chunks, 32), divisors(layer.height // rows, 8), SPLITS
         ):
-            # Each thread gets as many of the outputs as it has sums, or an equal part.
-            if in_chunks % split or chunks * rows % split:
+            # What the groups found is added up by all threads, see ``_spread``.
+            whole_columns = threads_y == 1 and rows == layer.height
+            if in_chunks % split or (chunks * rows % split and not whole_columns):
                 continue
             threads = threads_k * threads_y * threads_x * split
             if not MIN_THREADS <= threads <= MAX_THREADS:
                 continue
-            for step in (1, 2, 4, 8):
-                if in_chunks % (split * step) == 0:
+            for step in STEPS:
+                staged = step * split * (threads_y * rows * threads_x + 4 * threads_k * chunks)
+                if in_chunks % (split * step) == 0 and staged <= MAX_LOADS * threads:
                     stages = in_chunks // (split * step)
                     for buffers in (1, 2) if stages > 1 else (1,):
                         yield (
@@ -324,7 +316,7 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
         of.keep_in_registers(schedule, schedule.cache_read(staged, "local", [sums]), sums, at)
         schedule[staged].compute_at(stage, stage_of_channels)
         if split > 1:
-            schedule[staged].storage_align(schedule[staged].op.axis[1], _BANKS, stride % _BANKS)
+            schedule[staged].storage_align(schedule[staged].op.axis[1], BANKS, stride % BANKS)
         if knobs["buffers"] == 2:
             schedule[staged].double_buffer()
         of.load_together(schedule, staged, thread, count)
@@ -360,7 +352,12 @@ def _tile(stage: te.schedule.Stage, knobs: Any, thread: Any, *, grid: bool) -> A
 
 
 def _spread(stage: te.schedule.Stage, knobs: Any, thread: Any, count: int) -> tuple[Any, Any]:
-    """The tile's outputs dealt out to all threads; returns the block's and the thread's axis."""
+    """The tile's outputs dealt out to all threads; returns the block's and the thread's axis.
+
+    Where they cannot be dealt out evenly, every group takes whole rows, or none: the tile is as
+    tall as the image then, and TVM sees that rows beyond it are not asked for. (With other axes it
+    would have them computed.)
+    """
     n, k, h, w, o = stage.op.axis
     scope, n = of.leave_unrolling(stage, n)
     k_outer, k = stage.split(k, knobs["threads_k"] * knobs["chunks"])
@@ -369,7 +366,14 @@ def _spread(stage: te.schedule.Stage, knobs: Any, thread: Any, count: int) -> tu
     stage.reorder(scope, n, k_outer, h_outer, w_outer, k, h, w, o)
     block = stage.fuse(h_outer, w_outer)
     of.bind_blocks(stage, block, k_outer, n)
-    trip, own = stage.split(stage.fuse(k, h, w), count)
+    if knobs["chunks"] * knobs["rows"] % knobs["split"] == 0:
+        trip, own = stage.split(stage.fuse(k, h, w), count)
+    else:
+        k, k_inner = stage.split(k, knobs["chunks"])
+        trip, h = stage.split(h, knobs["split"])
+        stage.reorder(trip, k_inner, h, k, w, o)
+        stage.unroll(k_inner)
+        own = stage.fuse(h, k, w)
     stage.bind(own, thread)
     stage.unroll(trip)
     stage.vectorize(o)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from tvm.target import Target
 
 LANES = 4  # float32 in the widest load of one thread
+BANKS = 32  # of shared memory, a float32 wide each
 
 _KIB, _MIB = 1 << 10, 1 << 20
 

@@ -20,7 +20,7 @@ from mobilenet_tvm.schedules.cuda.target import Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 
 KNOBS = ("threads_k", "threads_c", "ahead")
-MAX_THREADS = 512
+MIN_THREADS, MAX_THREADS = 32, 512
 SECTOR_BYTES = 32  # the least that L2 gives
 
 
@@ -29,7 +29,7 @@ def _tiles(channels: int, filters: int) -> Iterator[tuple[int, ...]]:
     out_chunks = filters // channel_block(filters)
     for threads_k in divisors(out_chunks, 64):
         for threads_c in divisors(in_chunks, 256):
-            if threads_k * threads_c <= MAX_THREADS:
+            if min(MIN_THREADS, in_chunks) <= threads_k * threads_c <= MAX_THREADS:
                 for ahead in (1, 2, 4):
                     if in_chunks // threads_c % ahead == 0:
                         yield threads_k, threads_c, ahead

@@ -118,12 +118,13 @@ class Kernel:
         import tvm
         from tvm import autotvm
 
-        from mobilenet_tvm.schedules import arm, x86
+        from mobilenet_tvm.schedules import arm, cuda, x86
 
         self.kind = kind
         # A string is an ARM target: its schedules are built for this machine.
         here = isinstance(target, Preset)
-        backend = x86.BACKEND if here else arm.BACKEND
+        self.on_gpu = isinstance(target, Preset) and target.gpu is not None
+        backend = cuda.BACKEND if self.on_gpu else x86.BACKEND if here else arm.BACKEND
         self.name = backend.templates[kind].task
         arguments = (
             ("TENSOR", data_shape, "float32"),
@@ -135,7 +136,7 @@ class Kernel:
             "NCHW",
             "float32",
         )
-        given = tvm.target.Target(target.target if isinstance(target, Preset) else target)
+        given = target.tvm_target() if isinstance(target, Preset) else tvm.target.Target(target)
         self.task = autotvm.task.create(self.name, arguments, given)
         self.build_target = given if here else tvm.target.Target("llvm")
 
@@ -191,8 +192,11 @@ class Kernel:
 
         def run(data: Array, weight: Array) -> Array:
             # NaN where nothing is written shows.
-            out = tvm.nd.array(np.full(get_const_tuple(arguments[2].shape), np.nan, np.float32))
-            function(*map(tvm.nd.array, self.packed(arguments, data, weight)), out)
+            empty = np.full(get_const_tuple(arguments[2].shape), np.nan, np.float32)
+            device = tvm.cuda(0) if self.on_gpu else tvm.cpu(0)
+            image, weights = self.packed(arguments, data, weight)
+            *inputs, out = (tvm.nd.array(array, device) for array in (image, weights, empty))
+            function(*inputs, out)
             return _plain(out.numpy())
 
         return run
