@@ -135,6 +135,8 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     if re.search(r"\s", args.key):
         raise UsageError(f"the key {args.key!r} has a space in it, which TVM RPC cannot send")
     if args.emulated_cuda is not None:
+        if args.emulated:
+            raise UsageError("--emulated-cuda runs on this machine's CPU: leave out --emulated")
         switch.emulate(args.emulated_cuda)
     first = FIRST_PORT if args.port is None else args.port
     serving = Serving(

@@ -39,6 +39,7 @@ def test_serving_every_network_is_refused(
         (["--tracker-only", "--key", "k"], "no board"),
         (["--key", "k", "--host", "no.such.host.invalid"], "is no address"),
         (["--key", "k", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
+        (["--key", "k", "--emulated", "cortex-a72", "--emulated-cuda"], "leave out --emulated"),
     ],
 )
 def test_bad_usage_is_one_line(

@@ -46,6 +46,7 @@ class Device:
         gpu: whether it is this machine's GPU.
         peak_flops: of a GPU; infinite where nothing is known.
         launch_s: what a GPU needs to start a kernel, which none is faster than.
+        notes: what else run files say of it.
     """
 
     measurer: Measurer
@@ -55,6 +56,7 @@ class Device:
     gpu: bool = False
     peak_flops: float = float("inf")
     launch_s: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def here(self) -> bool:
@@ -227,7 +229,7 @@ def _gpu(preset: Preset, gpu: Gpu, model_bytes: int, out: Output) -> Device:
     except BaseException:
         measurer.close()
         raise
-    out.line(f"GPU       {found}; a launch takes {1e6 * launch_s:.1f} us")
+    out.line(f"GPU       {found}; {_launch_note(launch_s)}")
     return Device(
         measurer,
         "measured",
@@ -235,7 +237,12 @@ def _gpu(preset: Preset, gpu: Gpu, model_bytes: int, out: Output) -> Device:
         gpu=True,
         peak_flops=_peak_flops(gpu, found),
         launch_s=launch_s,
+        notes=(str(found), _launch_note(launch_s)),
     )
+
+
+def _launch_note(launch_s: float) -> str:
+    return f"a launch takes {1e6 * launch_s:.1f} us"
 
 
 def _peak_flops(gpu: Gpu, found: GpuInfo) -> float:
@@ -276,7 +283,10 @@ def _boards(
     out.line(f"boards    {first.board} ({first.cpu}){others}, key {rpc.key}")
     if first.timing != "measured":
         out.warn("the boards are emulated: what runs is checked, and its times mean nothing")
-    return Device(measurer, first.timing, first.cpu, rpc, launch_s=launch_s)
+    notes: tuple[str, ...] = ()
+    if first.gpu is not None and on_gpu and first.timing == "measured":
+        notes = (f"{first.gpu.name}, driver {first.gpu.driver}", _launch_note(launch_s))
+    return Device(measurer, first.timing, first.cpu, rpc, launch_s=launch_s, notes=notes)
 
 
 def _refuse_misfit(board: Opened, preset: Preset, threads: int) -> None:

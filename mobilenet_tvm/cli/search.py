@@ -160,7 +160,7 @@ def search(
         progress = (RichProgress if out.console.is_terminal else PlainProgress)(
             out.console, timed=device.timing == "measured"
         )
-        notes: list[str] = []
+        notes = list(device.notes)
         try:
             with progress, _watching_gpu(device, notes, out):
                 tune_tasks(
@@ -186,7 +186,7 @@ def search(
             for run in runs.values():
                 run.write(notes)
         _report(summary, out)
-        for note in notes:
+        for note in notes[len(device.notes) :]:
             out.line(f"          {note}")
         return records + _other_searchers(job, where, args, out), summary
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mobilenet_tvm import cuda, targets
-from mobilenet_tvm.cli import boards
-from mobilenet_tvm.cuda.gpu import GpuInfo
+from mobilenet_tvm.cli import boards, search
+from mobilenet_tvm.cuda.gpu import GpuInfo, GpuState, Watch
 from mobilenet_tvm.devices.cuda import ServedGpu
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.search.board import Opened
+from mobilenet_tvm.search.gpu import GpuMeasurer
 
 A100 = targets.resolve("cuda-sm80")
 
@@ -109,6 +113,56 @@ def test_board_is_compared_with_the_preset() -> None:
         boards._refuse_misfit(opened(None), A100, 1)
     # A stock server does not tell.
     boards._refuse_misfit(Opened("10.0.0.7:9090", "unknown"), A100, 1)
+
+
+class Said:
+    """Stands for the verb's output."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.line = self.warn = self.lines.append
+
+    def working(self, _what: str) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
+
+def test_this_machines_gpu_is_told_with_what_it_can_do(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = GpuInfo("NVIDIA A100", (8, 0), driver_version="550.54", multiprocessors=108)
+    machine(found)
+    monkeypatch.setattr(boards, "build_launch", lambda target, host: None)
+    monkeypatch.setattr(GpuMeasurer, "launch_s", lambda self, preset: 2.1e-6)
+    job, said = SimpleNamespace(tasks=(), preset=A100), Said()
+    device = boards.make_measurer(parse(), job, None, said)  # type: ignore[arg-type]
+    device.measurer.close()
+    assert (device.timing, device.cpu, device.gpu) == ("measured", "NVIDIA A100", True)
+    assert not device.here, "that is this machine's CPU, of which noise and peak are measured"
+    assert device.launch_s == 2.1e-6
+    assert device.notes == (str(found), "a launch takes 2.1 us")
+    assert said.lines == [f"GPU       {found}; a launch takes 2.1 us"]
+
+
+def test_clocks_and_heat_are_noted_and_a_throttled_gpu_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hot = GpuState(sm_clock_mhz=900, temperature_c=92, reasons=("hardware thermal",))
+
+    @contextlib.contextmanager
+    def watching() -> Iterator[Watch]:
+        seen = Watch()
+        seen._states.append(hot)
+        yield seen
+
+    monkeypatch.setattr(search, "watch", watching)
+    device = boards.Device(GpuMeasurer(0), "measured", "NVIDIA A100", gpu=True)
+    notes: list[str] = []
+    said = Said()
+    # A run that ends in an error has its notes as well.
+    with pytest.raises(KeyError), search._watching_gpu(device, notes, said):  # type: ignore[arg-type]
+        raise KeyError
+    assert notes == ["GPU: SM clock 900 MHz, at most 92 °C, THROTTLED (hardware thermal)"]
+    assert "the GPU was not at its best" in said.lines[0]
 
 
 def test_peak_is_never_lower_than_the_presets_card() -> None:

@@ -8,17 +8,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from mobilenet_tvm import targets
-from mobilenet_tvm.devices.cuda import ServedGpu
+from mobilenet_tvm.devices.cuda import AS_IN_THE_MODEL, ServedGpu
 from mobilenet_tvm.devices.emulated import tracker
 from mobilenet_tvm.devices.rpc import RpcDevice
 from mobilenet_tvm.records import Task, extract_tasks
-from mobilenet_tvm.search import Failure, RemoteMeasurer
+from mobilenet_tvm.search import Failure, RemoteMeasurer, board
+from mobilenet_tvm.search.candidates import SENT_NAME, describe
+from mobilenet_tvm.search.gpu import time_on_gpu
+from mobilenet_tvm.search.measure import difference
 
 PLENTY_S = 300.0
 PRESET = targets.resolve("cuda-sm80")
@@ -81,6 +85,45 @@ def test_candidates_run_there(measurer: RemoteMeasurer, good: Task) -> None:
     trial = measurer.measure(good, good.default, PLENTY_S)
     assert (trial.failure, trial.message, len(trial.costs_s)) == (None, "", 1)
     assert measurer.launch_s() == 0.0  # of an emulator
+
+
+@pytest.mark.parametrize("model_bytes", [1 << 20, 1 << 30], ids=["in L2", "beyond L2"])
+def test_gpu_is_timed_by_its_own_clock_over_the_connection(
+    served: tuple[RpcDevice, psutil.Process], good: Task, tmp_path: Path, model_bytes: int
+) -> None:
+    """As a real one is: the emulator answers what CUDA does, though its times mean nothing."""
+    candidate = describe(good, good.default)  # type: ignore[arg-type]
+    path = tmp_path / "kernel.so"
+    with served[0].open(session_timeout_s=60, wait_s=30) as session, session.calls(limit_s=60):
+        assert session.device().l2_cache_size_bytes == 40 << 20
+        sent = board.build_for_board(
+            candidate, PRESET, path, good.weight_bytes, as_in_model=True, linker=None
+        )
+        module, arrays = board._load(session, sent, 1)
+        before = arrays[0].numpy()
+        times = time_on_gpu(
+            module,
+            SENT_NAME,
+            arrays,
+            model_bytes=model_bytes,
+            best_s=float("inf"),
+            prepare=AS_IN_THE_MODEL,
+        )
+        assert (arrays[0].numpy() == before).all(), "the input is written anew as it was"
+        result = arrays[-1].numpy()
+        hopeless = time_on_gpu(
+            module,
+            SENT_NAME,
+            arrays,
+            model_bytes=model_bytes,
+            best_s=1e-12,
+            prepare=AS_IN_THE_MODEL,
+        )
+    assert len(times) >= 8
+    assert min(times) > 0
+    assert len(hopeless) == 3
+    reference = board.reference_result(candidate, good.weight_bytes)
+    assert difference(result, reference) < 1e-5
 
 
 def test_kernel_that_faults_there_costs_its_trial_alone(

@@ -102,7 +102,7 @@ class Worker:
 
     def nothing(self) -> None: ...
 
-    def time_on_board(self, sent: Sent, threads: int, best_s: float) -> Any:
+    def time_on_board(self, sent: Sent, threads: int, best_s: float, model_bytes: int) -> Any:
         assert sent.path.exists()
         assert self.board is not None
         self.world.ran.append((self.board.name, self.built[sent.path]))
