@@ -55,9 +55,9 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         CheckFailedError: ``--require-tuned`` or parity failed.
         DeviceError: nothing could be measured, or the log cannot be written.
     """
+    check_device_options(args, targets.resolve(args.target))
     with out.working("importing the model"):
         job = artifact.prepare(args)
-    check_device_options(args, job.preset)
     if "ansor" in TUNERS[args.tuner] or job.log_of("ansor").exists():
         with out.working("finding Ansor's tasks"):
             tasks = extract_ansor_tasks(job.relay.module, job.preset, threads=args.threads)

@@ -47,7 +47,7 @@ def module(monkeypatch):
         preprocessing=Preprocessing(8, 8, 8),
     )
     module = SimpleNamespace(run=predict, manifest=manifest)
-    monkeypatch.setattr(runtime, "load", lambda _path: module)
+    monkeypatch.setattr(runtime, "load", lambda _path, **_how: module)
     return module
 
 

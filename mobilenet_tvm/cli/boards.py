@@ -122,9 +122,10 @@ def _check_gpu_options(args: argparse.Namespace, preset: Preset, gpu: Gpu, name:
         raise UsageError(
             f"--threads is of a CPU's kernels, and {preset.name} is for a GPU: leave it out"
         )
-    if name == EMULATED and not args.allow_emulated:
+    emulated = name == EMULATED or (name == LOCAL and cuda.emulated())
+    if emulated and not args.allow_emulated:
         raise UsageError(_EMULATED_GPU.format(what="--device emulated"))
-    if name == LOCAL and not cuda.emulated() and (why := _why_not_here(preset, gpu)):
+    if name == LOCAL and not emulated and (why := _why_not_here(preset, gpu)):
         raise UsageError(
             f"{preset.name} cannot be tuned on this machine: {why}: give the --tracker and --key "
             "of a machine that can, or use python -m mobilenet_tvm.compile with a log from it; "

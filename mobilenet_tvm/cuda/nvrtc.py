@@ -54,7 +54,7 @@ def compile_source(source: str, arch: str) -> Image:
         call(get, program, data)
         return data
 
-    with _installed("NVRTC"):
+    with _installed("nvidia-cuda-nvrtc-cu12"):
         program = call(nvrtc.nvrtcCreateProgram, source.encode(), b"kernels.cu", 0, [], [])
     try:
         options = [option.encode() for option in (f"-arch={arch}", *_OPTIONS, *_includes())]
@@ -78,7 +78,7 @@ def pack(cubin: bytes, ptx: bytes, arch: str) -> bytes:
     nvfatbin = _bindings("nvfatbin")
     number = arch.removeprefix("sm_")
     try:
-        with _installed("nvFatbin"):
+        with _installed("nvidia-nvfatbin-cu12"):
             handle = nvfatbin.create(["-64", "-host=linux"], 2)
         try:
             nvfatbin.add_cubin(handle, cubin, len(cubin), number, "kernels")
@@ -99,7 +99,7 @@ def version() -> str:
         CudaError: it is not installed.
     """
     nvrtc = _bindings("nvrtc")
-    with _installed("NVRTC"):
+    with _installed("nvidia-cuda-nvrtc-cu12"):
         _, major, minor = nvrtc.nvrtcVersion()
     return f"{major}.{minor}"
 
@@ -126,7 +126,7 @@ def _bindings(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _installed(what: str) -> Iterator[None]:
+def _installed(package: str) -> Iterator[None]:
     """The bindings look for the library at the first call, and raise several kinds of errors."""
     try:
         yield
@@ -134,7 +134,9 @@ def _installed(what: str) -> Iterator[None]:
         raise
     except (RuntimeError, OSError) as error:
         first = _first(str(error)) or type(error).__name__
-        raise CudaError(f"{what} cannot be loaded ({first[:200]}): {_INSTALL}") from None
+        raise CudaError(
+            f"{package} is not installed, or not whole ({first[:200]}): {_INSTALL}"
+        ) from None
 
 
 def _first(log: str) -> str:

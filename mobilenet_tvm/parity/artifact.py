@@ -12,7 +12,7 @@ import msgspec
 
 from mobilenet_tvm.build.manifest import DeviceInfo, Manifest, read_manifest, write_manifest
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.parity.case import Again
+from mobilenet_tvm.parity.case import again_of
 from mobilenet_tvm.parity.folder import FolderCheck, Progress, compare_folder
 from mobilenet_tvm.parity.gate import check, tolerance_of
 from mobilenet_tvm.parity.inputs import shapes_of
@@ -88,7 +88,7 @@ def check_artifact(
             kinds=kinds,
             npz=npz,
             images=in_gate,
-            again=Again(module.again, module.again_how),
+            again=again_of(module),
             **options,
         )
     if agreement and images:

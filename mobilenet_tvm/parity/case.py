@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilenet_tvm import cuda
 from mobilenet_tvm.parity.comparison import Comparison, compare
 from mobilenet_tvm.parity.kinds import MAY_OVERFLOW, Feed
 from mobilenet_tvm.parity.references import Reference
@@ -28,6 +29,17 @@ class Again:
 
     run: Runner
     how: str = "on a second run"
+
+
+def again_of(module: object) -> Again | None:
+    """How a loaded module is run again where that is not simply a second time: on the emulator
+    with a block's threads in the other order."""
+    from mobilenet_tvm.runtime.cuda import CudaModule
+
+    if not isinstance(module, CudaModule) or not cuda.emulated():
+        return None
+    how = "with a block's threads in the other order (is a barrier missing?)"
+    return Again(module.run_in_other_order, how)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mobilenet_tvm import cuda
 from mobilenet_tvm.build.manifest import Manifest
 from mobilenet_tvm.errors import CheckFailedError, UsageError
-from mobilenet_tvm.parity.case import Again
+from mobilenet_tvm.parity.case import again_of
 from mobilenet_tvm.parity.comparison import Comparison, compare
 from mobilenet_tvm.parity.gate import ParityResult, check, check_feeds
 from mobilenet_tvm.parity.inputs import shapes_of
@@ -67,10 +67,6 @@ class Subject:
     def module(self) -> Module:
         """The artifact, loaded."""
         return load(self.path)
-
-    @property
-    def _again(self) -> Again:
-        return Again(self.module.again, self.module.again_how)
 
     @property
     def runner(self) -> Reference:
@@ -125,7 +121,7 @@ class Subject:
             self.runner,
             [(made_up.name, made_up.kind, feed)],
             tolerance=self.tolerance,
-            again=self._again,
+            again=again_of(self.module),
         )
         (case,) = result.cases
         if case and not case.conclusive:
@@ -174,7 +170,7 @@ class Subject:
                 inputs=0,
                 images=[photo],
                 tolerance=self.tolerance,
-                again=self._again,
+                again=again_of(self.module),
             )
         )
 

@@ -71,20 +71,11 @@ class CudaModule(Module):
         with self._told():
             super().set_inputs(inputs)
 
-    def again(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One more inference. The emulator runs the threads of a block in the other order: where
+    def run_in_other_order(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference on the emulator, with the threads of a block in the other order: where
         they share memory without waiting for each other, that gives other bits."""
-        if not cuda.emulated():
-            return self.run(inputs)
         with switch.other_order():
             return self.run(inputs)
-
-    @property
-    def again_how(self) -> str:
-        """See ``Module.again_how``."""
-        if cuda.emulated():
-            return "with a block's threads in the other order (is a barrier missing?)"
-        return super().again_how
 
     def timer(self) -> Callable[[], None]:
         """As ``Module.timer``; the function returns when the GPU has finished."""

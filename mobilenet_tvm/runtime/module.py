@@ -58,15 +58,6 @@ class Module:
         for name, array in check_inputs(self.manifest, inputs).items():
             self._executor.set_input(name, array)
 
-    def again(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One more inference, which must give the same bits."""
-        return self.run(inputs)
-
-    @property
-    def again_how(self) -> str:
-        """How ``again`` runs, as a report says it."""
-        return "on a second run"
-
     def timer(self) -> Callable[[], None]:
         """A function that runs one inference with the inputs last set, copying nothing."""
         run: Callable[[], None] = self._executor.run

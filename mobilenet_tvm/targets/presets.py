@@ -272,7 +272,8 @@ def names() -> tuple[str, ...]:
 def resolve(name: str) -> Preset:
     """The preset called ``name``; ``x86`` and ``native`` become the best this machine can run.
 
-    ``cuda`` becomes the best for this machine's GPU, and ``cuda-sm80`` where there is none.
+    ``cuda`` becomes the best for this machine's GPU, the emulator's where that stands for it, and
+    ``cuda-sm80`` where there is none.
 
     Raises:
         UsageError: no such preset, or ``x86`` on a machine that is none, or ``native`` on a CPU
@@ -303,7 +304,11 @@ def _this_gpu() -> Preset:
     from mobilenet_tvm import cuda
     from mobilenet_tvm.cuda.gpu import find_gpu
 
-    found = None if cuda.emulated() else find_gpu()
+    if cuda.emulated():
+        from mobilenet_tvm.cuda.emulator import emulated_gpu
+
+        return next(preset for preset in CUDA_PRESETS if preset.gpu == emulated_gpu())
+    found = find_gpu()
     if found is None:
         return _BY_NAME[_USUAL_GPU]
     return for_gpu(found.name, found.compute_capability, platform.machine())

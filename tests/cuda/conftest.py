@@ -9,10 +9,12 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from mobilenet_tvm import cuda, frontend, targets, zoo
+from mobilenet_tvm import cuda, frontend, targets, toolchain, zoo
 from mobilenet_tvm.build import compile_model
 from mobilenet_tvm.build.manifest import ModelInfo
 from mobilenet_tvm.cuda import compilers
@@ -68,6 +70,33 @@ def compile_kernel(cuda_active):
         return compiled, module
 
     return compile_one
+
+
+@pytest.fixture(scope="session")
+def convolutions() -> Callable[..., Any]:
+    """``convolutions((channels, filters, kernel, stride), ..., size=8)``: a Relay module of these
+    one behind the other, in NCHW, with constant weights."""
+    toolchain.activate()
+    import tvm
+    from tvm import relay
+
+    def make(*layers: tuple[int, int, int, int], size: int) -> Any:
+        data = relay.var("data", shape=(1, layers[0][0], size, size))
+        result: Any = data
+        for channels, filters, kernel, stride in layers:
+            weights = np.full((filters, channels, kernel, kernel), 0.01, "float32")
+            result = relay.nn.conv2d(
+                result,
+                relay.const(weights),
+                strides=(stride, stride),
+                padding=(kernel // 2, kernel // 2),
+                channels=filters,
+                kernel_size=(kernel, kernel),
+            )
+        module = tvm.IRModule.from_expr(relay.Function([data], result))
+        return relay.transform.InferType()(module)
+
+    return make
 
 
 @pytest.fixture(scope="module")

@@ -242,6 +242,42 @@ def test_a_launch_known_at_run_time_only_is_refused(analyse):
         analyse(schedule, [x, y])
 
 
+def test_a_padded_window_is_as_counted_one_by_one(analyse):
+    from tvm import te
+
+    height, width, taps = 30, 50, (-1, 0, 1)
+    x = te.placeholder((height, width), name="x")
+    di, dj = te.reduce_axis((0, 3), name="di"), te.reduce_axis((0, 3), name="dj")
+
+    def tap(i, j):
+        inside = te.all(i + di >= 1, i + di <= height, j + dj >= 1, j + dj <= width)
+        return te.if_then_else(inside, x[i + di - 1, j + dj - 1], 0.0)
+
+    y = te.compute((height, width), lambda i, j: te.sum(tap(i, j), axis=[di, dj]), name="y")
+    schedule = te.create_schedule(y.op)
+    schedule[y].bind(y.op.axis[0], blocks())
+    schedule[y].bind(y.op.axis[1], threads())
+    load = next(one for one in analyse(schedule, [x, y]).accesses if one.buffer == "x")
+
+    requests = sectors = ideal = 0
+    for row in range(height):
+        for warp in (range(32), range(32, width)):
+            for down in taps:
+                for right in taps:
+                    read = [
+                        (row + down) * width + column + right
+                        for column in warp
+                        if 0 <= row + down < height and 0 <= column + right < width
+                    ]
+                    requests += bool(read)
+                    sectors += len({4 * element // 32 for element in read})
+                    ideal += -(-4 * len(read) // 32)
+    # How often the edges come by is drawn; what the ratio is hardly depends on it.
+    assert load.requests == pytest.approx(requests, rel=0.05)
+    assert load.transactions == pytest.approx(sectors, rel=0.05)
+    assert load.ideal / load.transactions == pytest.approx(ideal / sectors, rel=0.01)
+
+
 def test_it_is_the_same_each_time(compile_kernel):
     schedule, x, y = rows(50, 77)
     row, column = y.op.axis

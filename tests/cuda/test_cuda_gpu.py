@@ -388,7 +388,10 @@ def test_cuda_without_a_gpu_or_emulated_is_the_usual_one(
     machine(T4)
     assert targets.resolve("cuda").name == "cuda-sm75"
     monkeypatch.setenv("MOBILENET_TVM_CUDA", "emulated")
+    monkeypatch.delenv("MOBILENET_TVM_CUDA_ARCH", raising=False)
     assert targets.resolve("cuda").name == "cuda-sm80"
+    monkeypatch.setenv("MOBILENET_TVM_CUDA_ARCH", "sm_86")
+    assert targets.resolve("cuda").name == "cuda-sm86"
 
 
 def test_a_gpu_older_than_all_presets_is_named(machine: Any) -> None:

@@ -118,7 +118,7 @@ def test_no_library_says_what_to_install(monkeypatch):
     with pytest.raises(CudaError) as caught:
         nvrtc.compile_source(SOURCE, "sm_80")
     assert str(caught.value) == (
-        'NVRTC cannot be loaded (Failure finding "libnvrtc.so"): '
+        'nvidia-cuda-nvrtc-cu12 is not installed, or not whole (Failure finding "libnvrtc.so"): '
         "pip install 'mobilenet-tvm[cuda]'"
     )
 

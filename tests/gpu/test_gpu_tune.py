@@ -22,6 +22,8 @@ Verb = Callable[..., dict[str, Any]]
 
 def test_tune_with_both_searchers_ends_in_a_checked_artifact(verb: Verb, tmp_path: Path) -> None:
     options = ("--target", "cuda", "--tuner", "all", "--trials", 4, "--no-transfer")
+    # A model has dozens of tasks: as many of their trials as fit.
+    options += ("--time-budget", "60s")
     more = ("--rounds", 2, "-o", tmp_path, *device_options(tune=True))
     said = verb("tune", *TINY, *options, *more)
     timing = "emulated" if cuda.emulated() else "measured"

@@ -20,7 +20,7 @@ def artifact(make_manifest, tiny_model, tmp_path, monkeypatch):
     write_manifest(path, make_manifest())
     runner = onnxruntime_runner(tiny_model.SerializeToString(), {"input": (1, 3, 32, 32)})
     module = SimpleNamespace(run=runner.run, manifest=read_manifest(path))
-    monkeypatch.setattr(runtime, "load", lambda _path: module)
+    monkeypatch.setattr(runtime, "load", lambda _path, **_how: module)
     return SimpleNamespace(path=path, module=module, runner=runner)
 
 
