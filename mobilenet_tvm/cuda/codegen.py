@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mobilenet_tvm.cuda import emulated, nvrtc, plugin, sources
+from mobilenet_tvm.cuda import cubin, emulated, nvrtc, plugin, sources
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def build(module: Any, target: Any) -> Any:
     functions = [module.functions[name] for name in names]
     source = str(tvm.get_global_func("mobilenet_tvm.cuda.source")(names, functions))
     arch = str(target.arch)
-    image = nvrtc.compile_source(source, arch)
+    source, image = _compile(source, arch)
     for built in _collectors:
         built.append(Compiled(source, arch, image.fatbin, image.cubin, image.log, tuple(functions)))
     if emulated():
@@ -80,6 +81,22 @@ def build(module: Any, target: Any) -> Any:
     create = tvm.get_global_func("mobilenet_tvm.cuda.module")
     # "cubin": whatever TVM is given by this name goes to the driver as it is.
     return create(bytearray(image.fatbin), "cubin", described, source)
+
+
+def _compile(source: str, arch: str) -> tuple[str, nvrtc.Image]:
+    """Machine code, and the source as it was compiled.
+
+    Told only how many threads a block has, ptxas sometimes spills a register or two for one more
+    resident block. Such kernels are compiled again, with the words that one block is enough.
+    """
+    image = nvrtc.compile_source(source, arch)
+    spilled = [name for name, moved in cubin.spills(image.log).items() if any(moved)]
+    if not spilled:
+        return source, image
+    for name in spilled:
+        bounds = rf"__launch_bounds__\((\d+)\)(?= {re.escape(name)}\()"
+        source = re.sub(bounds, r"__launch_bounds__(\1, 1)", source)
+    return source, nvrtc.compile_source(source, arch)
 
 
 def _describe(function: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tvm.topi.nn.utils import get_pad_tuple
 
 from mobilenet_tvm.schedules import depthwise as shared
 from mobilenet_tvm.schedules.cuda import threads as of
-from mobilenet_tvm.schedules.cuda.model import Work, best_padding
+from mobilenet_tvm.schedules.cuda.model import Work, bank_passes, best_padding
 from mobilenet_tvm.schedules.cuda.space import columns, define_knobs, ranked, values
 from mobilenet_tvm.schedules.cuda.target import BANKS, Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
@@ -80,12 +80,12 @@ def padding(
     (tall, wide), (down, along) = kernel, strides
     patch_rows, patch_columns = (threads_y * rows - 1) * down + tall, (threads_x - 1) * along + wide
 
-    def pixel(pad: int, thread: int) -> int:
-        y, x = divmod(thread, threads_x)
-        c, y = divmod(y, threads_y)
-        return (c * patch_rows + y * rows * down) * (patch_columns + pad) + x * along
+    def pixel(pad: int) -> float:
+        row = patch_columns + pad
+        extents = threads_c, threads_y, threads_x
+        return bank_passes(extents, (patch_rows * row, rows * down * row, along))
 
-    return best_padding(pixel, threads_c * threads_y * threads_x)
+    return best_padding(pixel)
 
 
 def work(layer: Layer, tile: tuple[int, ...]) -> Work:

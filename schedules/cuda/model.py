@@ -7,8 +7,10 @@ and a GPU by its data sheet; it has not been fitted to any measurement.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mobilenet_tvm.schedules.cuda.target import Gpu
@@ -134,43 +136,42 @@ def microseconds(gpu: Gpu, work: Work) -> float:
     return max(computing, memory) + IMPERFECT * min(computing, memory)
 
 
-def wavefronts(address: Callable[[int], int], threads: int) -> int:
-    """Passes that shared memory takes for one 16-byte load of each of ``threads`` threads.
+def bank_passes(extents: tuple[int, ...], strides: tuple[int, ...]) -> float:
+    """Passes that a load of 16 bytes by each thread takes of shared memory, of the fewest.
 
     A quarter of a warp is served at once where its vectors lie in different banks or are the same.
 
     Args:
-        address: of a thread's vector, in vectors of 16 bytes.
-        threads: a multiple of 8, or the last few are not counted.
+        extents: of the block's threads, slowest dimension first.
+        strides: from one thread's vector to the next one's in each dimension, in vectors; 0 where
+            they load the same.
     """
-    passes = 0
-    for first in range(0, threads - 7, 8):
-        banks: dict[int, set[int]] = {}
-        for thread in range(first, first + 8):
-            vector = address(thread)
-            banks.setdefault(vector % VECTOR_BANKS, set()).add(vector)
-        passes += max(len(vectors) for vectors in banks.values())
-    return passes
+    # Only the bank counts, but 0 is special.
+    return _bank_passes(
+        extents, tuple(stride and (stride - 1) % VECTOR_BANKS + 1 for stride in strides)
+    )
 
 
-def best_padding(
-    address: Callable[[int, int], int], threads: int, paddings: Iterable[int] = range(VECTOR_BANKS)
-) -> tuple[int, float]:
-    """Which padding lets threads find their vectors in different banks, as far as any does.
+@functools.cache
+def _bank_passes(extents: tuple[int, ...], strides: tuple[int, ...]) -> float:
+    vectors = []  # of each thread: which one, and its bank
+    for place in itertools.product(*map(range, extents)):
+        which = tuple(itertools.compress(place, strides))
+        bank = sum(map(operator.mul, place, strides)) % VECTOR_BANKS
+        vectors.append((bank, which))
+        if len(vectors) == 64:  # two warps tell
+            break
+    passes = turns = 0
+    for first in range(0, len(vectors), VECTOR_BANKS):
+        different = set(vectors[first : first + VECTOR_BANKS])
+        banks = [bank for bank, _ in different]
+        passes += max(map(banks.count, banks))
+        turns += 1
+    return passes / turns
 
-    Args:
-        address: of a thread's vector, given the padding and the thread.
-        threads: of a block; the first two warps are looked at.
-        paddings: to choose from, in vectors.
 
-    Returns:
-        The padding, and how many times the fewest passes it takes.
-    """
-    looked_at = min(threads, 64) // 8 * 8
-    if not looked_at:
-        return 0, 1.0
-    passes = {
-        padding: wavefronts(functools.partial(address, padding), looked_at) for padding in paddings
-    }
-    best = min(passes, key=lambda padding: (passes[padding], padding))
-    return best, passes[best] / (looked_at // 8)
+def best_padding(passes: Callable[[int], float]) -> tuple[int, float]:
+    """The padding, in vectors, that takes the fewest passes, and how many times the least."""
+    found = {padding: passes(padding) for padding in range(VECTOR_BANKS)}
+    best = min(found, key=lambda padding: (found[padding], padding))
+    return best, found[best]

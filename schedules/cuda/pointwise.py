@@ -30,7 +30,12 @@ from tvm import autotvm, te
 from mobilenet_tvm.schedules import pointwise as shared
 from mobilenet_tvm.schedules.cuda import threads as of
 from mobilenet_tvm.schedules.cuda import vector
-from mobilenet_tvm.schedules.cuda.model import BARRIER_CYCLES, VECTOR_BANKS, Work, best_padding
+from mobilenet_tvm.schedules.cuda.model import (
+    BARRIER_CYCLES,
+    Work,
+    bank_passes,
+    best_padding,
+)
 from mobilenet_tvm.schedules.cuda.space import columns, define_knobs, ranked, values
 from mobilenet_tvm.schedules.cuda.target import BANKS, LANES, Gpu, channel_block, current
 from mobilenet_tvm.schedules.layout import divisors, shape_of
@@ -107,22 +112,18 @@ def padding(
     chunks: int, rows: int, threads_k: int, threads_y: int, threads_x: int, step: int, split: int
 ) -> Padding:
     """The padding with the fewest passes."""
-    own = threads_k * threads_y * threads_x
+    extents = split, threads_k, threads_y, threads_x
+    row = rows * threads_x
 
-    def pixel(pad: int, thread: int) -> int:
-        group, thread = divmod(thread, own)
-        y, x = divmod(thread % (threads_y * threads_x), threads_x)
-        of_group = step * (threads_y * rows * threads_x + pad)
-        return group * of_group + y * rows * threads_x + x
+    def pixel(pad: int) -> float:
+        return bank_passes(extents, (step * (threads_y * row + pad), 0, row, 1))
 
-    def weight(pad: int, thread: int) -> int:
-        group, thread = divmod(thread, own)
-        of_group = step * (LANES * threads_k * chunks + pad)
-        return group * of_group + thread // (threads_y * threads_x) * chunks
+    def weight(pad: int) -> float:
+        return bank_passes(extents, (step * (LANES * threads_k * chunks + pad), chunks, 0, 0))
 
-    paddings = range(VECTOR_BANKS) if split > 1 else (0,)
-    pixels, pixel_passes = best_padding(pixel, own * split, paddings)
-    weights, weight_passes = best_padding(weight, own * split, paddings)
+    if split == 1:
+        return Padding(0, 0, pixel(0), weight(0))
+    (pixels, pixel_passes), (weights, weight_passes) = map(best_padding, (pixel, weight))
     return Padding(pixels, weights, pixel_passes, weight_passes)
 
 

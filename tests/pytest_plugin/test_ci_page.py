@@ -117,7 +117,7 @@ def test_every_option_and_fixture_is_on_the_page(project: Any) -> None:
     settings = {line.split()[0] for line in told if re.match(r"\s+mobilenet_\w+ \(", line)}
     fixtures = project.runpytest_inprocess("--fixtures").outlines
     names = {line.split()[0] for line in fixtures if line.startswith("mobilenet_")}
-    assert len(options) == len(settings) == 8
+    assert len(options) == len(settings) == 9
     assert len(names) == 3
     for name in options | settings | names:
         assert f"`{name}" in PAGE
