@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import platform
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -54,14 +55,22 @@ class Preset:
     host: str | None = None
 
     def tvm_target(self) -> Any:
-        """``tvm.target.Target``, with the host's where kernels run on a GPU."""
-        import tvm
+        """``tvm.target.Target``, with the host's where kernels run on a GPU.
 
-        return tvm.target.Target(self.target, host=self.host)
+        The same object each time: two that say the same are not equal to TVM, nor to a cache.
+        """
+        return _tvm_target(self.target, self.host)
 
     def runs_here(self) -> bool:
         """Whether this machine can run what is compiled for the preset."""
         return platform.machine() == self.arch and not missing_features(self.cpu_features)
+
+
+@functools.cache
+def _tvm_target(target: str, host: str | None) -> Any:
+    import tvm
+
+    return tvm.target.Target(target, host=host)
 
 
 _KIB, _MIB = 1 << 10, 1 << 20

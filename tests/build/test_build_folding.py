@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mobilenet_tvm import targets, toolchain
+from mobilenet_tvm.build import folding
 from mobilenet_tvm.build.compile import link
 from mobilenet_tvm.build.folding import change_layout, fold_moves, optimized
 
@@ -133,6 +134,18 @@ def test_what_is_only_moved_costs_no_kernel() -> None:
     assert body.op.name == "nn.relu"
     assert isinstance(body.args[0], relay.Constant)
     assert np.array_equal(body.args[0].data.numpy(), weight.data.numpy().reshape(1, 2, 16))
+
+
+def test_the_next_build_of_a_module_shares_what_no_record_changes() -> None:
+    toolchain.activate()
+    import tvm
+
+    preset, module = targets.resolve("x86"), small_network()
+    before = folding._before_layouts.cache_info().hits
+    with tvm.transform.PassContext(opt_level=3):
+        for _ in range(2):
+            optimized(module, preset.tvm_target(), {})
+    assert folding._before_layouts.cache_info().hits == before + 1
 
 
 def test_parameters_are_bound_before() -> None:
