@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.frontend.layout import convolutions
 from mobilenet_tvm.records import Record, Task
 from mobilenet_tvm.records.tasks import convolution_label, tensor_bytes
 
-# What one core reads and writes while it changes the layout of an activation that is partly
+if TYPE_CHECKING:
+    from mobilenet_tvm.targets.gpus import Gpu
+
+# What one CPU core reads and writes while it changes the layout of an activation that is partly
 # out of its caches. Measured on Zen 4: 65-110 GB/s within them, for channels in whole blocks.
 TRANSFORM_BYTES_PER_S = 40e9
 LAUNCH_S = 3e-6  # of one more kernel
@@ -60,6 +63,13 @@ class Layer:
     output_bytes: int
 
 
+def transform_bytes_per_s(gpu: Gpu | None) -> float:
+    """What a layout transform reads and writes in a second: on a GPU, or on a CPU (None)."""
+    # The memory's: an activation of some MB stays in L2, which is faster, so that this rather says
+    # too little. A GPU's transforms are mostly launch, which is counted apart (``LAUNCH_S``).
+    return TRANSFORM_BYTES_PER_S if gpu is None else 1e9 * gpu.memory_gbps
+
+
 def make_plans(
     module: Any,
     tasks: Sequence[Task],
@@ -75,7 +85,7 @@ def make_plans(
         tasks: the model's tasks, of both searchers.
         best: the record of each task, by key. A layer with several Ansor tasks (for other
             epilogues) can be Ansor's only if each of them has a record.
-        bytes_per_s: read and written by a layout transform.
+        bytes_per_s: read and written by a layout transform (``transform_bytes_per_s``).
         launch_s: of a kernel.
     """
     return plan_layers(layers_of(module, tasks, best), bytes_per_s=bytes_per_s, launch_s=launch_s)

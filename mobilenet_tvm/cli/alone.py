@@ -9,7 +9,7 @@ from pathlib import Path
 from mobilenet_tvm import frontend, targets
 from mobilenet_tvm.build import compile_model, make_plans
 from mobilenet_tvm.build.manifest import ModelInfo
-from mobilenet_tvm.build.plans import by_estimate
+from mobilenet_tvm.build.plans import by_estimate, transform_bytes_per_s
 from mobilenet_tvm.cli.device_options import prepare_emulated
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.cli.logs_given import read_logs
@@ -66,7 +66,9 @@ def build_alone(args: argparse.Namespace, folder: Path, out: Output) -> Path:
                 f"none of the {len(records)} records is of a task of {args.onnx} on "
                 f"{preset.name}: name its own log, or its own --target"
             )
-        plans = [p for p in make_plans(relay.module, tasks, best) if p.dropped is None]
+        bytes_per_s = transform_bytes_per_s(preset.gpu)
+        made = make_plans(relay.module, tasks, best, bytes_per_s=bytes_per_s)
+        plans = [plan for plan in made if plan.dropped is None]
         plan = min(plans, key=by_estimate, default=None)
         path = folder / f"{file_name(args.onnx.stem)}.{preset.name}.so"
         compile_model(

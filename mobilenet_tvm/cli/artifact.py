@@ -22,6 +22,7 @@ from mobilenet_tvm.build.manifest import (
     read_manifest,
     write_manifest,
 )
+from mobilenet_tvm.build.plans import transform_bytes_per_s
 from mobilenet_tvm.build.static import c_name, parse_c_name
 from mobilenet_tvm.cli.candidates import Decision, build_and_decide, table
 from mobilenet_tvm.cli.cuda_report import print_kernels
@@ -303,7 +304,8 @@ def compile_and_check(
         CheckFailedError: ``--require-tuned``, and a task has no record.
         VerbFailedError: parity failed; the artifact is there and marked as failed.
     """
-    plans = make_plans(job.relay.module, job.all_tasks, best)
+    bytes_per_s = transform_bytes_per_s(job.preset.gpu)
+    plans = make_plans(job.relay.module, job.all_tasks, best, bytes_per_s=bytes_per_s)
     if args.require_tuned:
         plans = _tuned_plans(job, plans, best)
     why = "--no-check" if args.no_check else _why_not(job)

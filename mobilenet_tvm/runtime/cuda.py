@@ -38,17 +38,40 @@ def prepare(path: Path, manifest: Manifest) -> None:
 
 
 def open_module(library: Any, manifest: Manifest, *, cuda_graph: bool = False) -> CudaModule:
-    """A loaded artifact on this process's CUDA device."""
+    """A loaded artifact on this process's CUDA device, which gets its weights.
+
+    Raises:
+        DeviceError: the device cannot be used, or its memory is full.
+    """
     import tvm
     from tvm.contrib import graph_executor
 
     device = tvm.cuda(0)
     executor: Any
-    if cuda_graph:
-        executor = CapturedExecutor(library["cuda_graph_create"](device), device)
-    else:
-        executor = graph_executor.GraphModule(library["default"](device))
+    with opening(manifest):
+        if cuda_graph:
+            executor = CapturedExecutor(library["cuda_graph_create"](device), device)
+        else:
+            executor = graph_executor.GraphModule(library["default"](device))
     return CudaModule(executor, manifest, device)
+
+
+@contextlib.contextmanager
+def opening(manifest: Manifest) -> Iterator[None]:
+    """TVM's errors within the block, which is the first to use the device, in one line.
+
+    Raises:
+        DeviceError: what went wrong, and what to look at.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if carries_interrupt(error):
+            raise
+        text = f"{manifest.name} cannot be opened on {_where()}: {reason(error)}"
+        if not cuda.emulated():
+            text += "; look at its memory and its driver with nvidia-smi"
+        raise DeviceError(text) from error
 
 
 class CudaModule(Module):
@@ -101,13 +124,23 @@ class CudaModule(Module):
     def _failure(self, error: RuntimeError) -> DeviceError:
         if carries_interrupt(error):
             raise error
-        where = "the emulated GPU" if cuda.emulated() else "the GPU"
-        return DeviceError(f"{self.manifest.name} fails on {where}: {reason(error)}")
+        return DeviceError(f"{self.manifest.name} fails on {_where()}: {reason(error)}")
+
+
+def _where() -> str:
+    return "the emulated GPU" if cuda.emulated() else "the GPU"
+
+
+# What it is without the name of TVM's check. A child sends its traceback with it.
+_TOLD = re.compile(
+    r"(?:TVMError|InternalError): (?!Traceback)"
+    r"(?:CUDALaunch Error: |Check failed: \(e == cudaSuccess[^)]*\) is false: )?(.+)"
+)
 
 
 def reason(error: BaseException) -> str:
     """What went wrong on the device, of an error of TVM's: its last lines are only where."""
-    told = re.findall(r"TVMError: (?:CUDALaunch Error: )?(.+)", str(error))
+    told = _TOLD.findall(str(error))
     return str(told[-1]) if told else last_line(error)
 
 

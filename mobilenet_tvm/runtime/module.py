@@ -120,7 +120,7 @@ def load(
             the one it describes; the architecture, a CPU feature or the GPU is missing here;
             ``device`` or ``cuda_graph`` is not for this artifact.
         CheckFailedError: ``require_checked``, and parity was not checked or did not pass.
-        CudaError: the plug-in for CUDA cannot be built.
+        DeviceError: the plug-in for CUDA cannot be built, or the GPU cannot be used or is full.
     """
     path = Path(path)
     if threads is not None and threads < 1:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mobilenet_tvm.devices.rpc import BoardLostError, BoardSession
 from mobilenet_tvm.errors import DeviceError, last_line
+from mobilenet_tvm.runtime.cuda import opening
 from mobilenet_tvm.runtime.cuda import reason as cuda_reason
 from mobilenet_tvm.runtime.module import check_inputs, open_library
 from mobilenet_tvm.runtime.remote import CALL_S, open_remote
@@ -89,7 +90,9 @@ class Steps:
             self._device = self._session.device()
         else:
             self._device = tvm.cpu(0) if manifest.target.cuda_arch is None else tvm.cuda(0)
-        self._executor = library["debug_create"]("default", self._device)
+        on_gpu = self._session is None and manifest.target.cuda_arch is not None
+        with opening(manifest) if on_gpu else contextlib.nullcontext():
+            self._executor = library["debug_create"]("default", self._device)
 
     def run(self, inputs: Mapping[str, Array], *, poison: bool = True) -> Iterator[Array]:
         """One inference; the result of each kernel, as it lies in memory, right after it.
@@ -161,7 +164,7 @@ def open_steps(path: str | Path, session: BoardSession | None = None) -> Steps:
 
     Raises:
         UsageError: as ``load``.
-        DeviceError: as ``load_remote``.
+        DeviceError: as ``load_remote``, and here where the GPU cannot be used or is full.
     """
     if session is None:
         return Steps(*open_library(Path(path)))

@@ -22,7 +22,7 @@ from mobilenet_tvm.search.candidates import (
     build_reference_here,
     build_to_send,
 )
-from mobilenet_tvm.search.gpu import call_once, time_launches, time_on_gpu
+from mobilenet_tvm.search.gpu import call_once, time_launch, time_on_gpu
 from mobilenet_tvm.search.measure import (
     HOPELESS,
     MAX_CALLS,
@@ -196,14 +196,13 @@ def time_on_board(
         if session.gpu:
             if session.timing == "emulated":
                 return (call_once(module[SENT_NAME], arrays),)
-            ours = session.info() is not None
             return time_on_gpu(
                 module,
                 SENT_NAME,
                 arrays,
                 model_bytes=model_bytes,
                 best_s=best_s,
-                prepare=AS_IN_THE_MODEL if ours else FLUSH,
+                prepare=_prepare(session),
             )
         if session.timing == "emulated":
             return time_calls(1)
@@ -219,12 +218,19 @@ def time_on_board(
     return found
 
 
-def launch_on_board(sent: Sent) -> float | Lost:
+def _prepare(session: BoardSession) -> str:
+    """What a GPU's kernel is timed after: a stock server knows only how to flush everything."""
+    return FLUSH if session.info() is None else AS_IN_THE_MODEL
+
+
+def launch_on_board(sent: Sent, model_bytes: int) -> float | Lost:
     """Talker: seconds that a launch takes on the board's GPU; 0 of the emulator, which has none."""
 
     def time_it(session: BoardSession) -> float:
         module, (array,) = _load(session, sent, 1)
-        return 0.0 if session.timing == "emulated" else min(time_launches(module, array))
+        if session.timing == "emulated":
+            return 0.0
+        return time_launch(module, array, model_bytes=model_bytes, prepare=_prepare(session))
 
     found: float | Lost = _in_session(time_it)
     return found

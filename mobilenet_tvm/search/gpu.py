@@ -10,17 +10,21 @@ is a matter of L2 alone:
   before has just written. Each launch is then timed alone, from an idle GPU: some microseconds of
   the host's are in it, the same for every candidate.
 
-A kernel cannot take less than a launch does. How long that is is measured once (``launch_s``).
+A kernel cannot take less than a launch does. How long that is is measured once, in the same way
+(``launch_s``).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mobilenet_tvm import cuda
 from mobilenet_tvm.devices.cuda import AS_IN_THE_MODEL, register
-from mobilenet_tvm.records import Task
+from mobilenet_tvm.errors import DeviceError
+from mobilenet_tvm.records import Config, Task
+from mobilenet_tvm.runtime.cuda import reason
 from mobilenet_tvm.search.candidates import (
     SENT_NAME,
     Candidate,
@@ -42,7 +46,7 @@ from mobilenet_tvm.search.measure import (
     random_data,
     running,
 )
-from mobilenet_tvm.search.trial import Failure
+from mobilenet_tvm.search.trial import Failure, Trial
 
 if TYPE_CHECKING:
     from mobilenet_tvm.targets import Preset
@@ -50,6 +54,9 @@ if TYPE_CHECKING:
 # NVRTC takes 0.1-3 s, and a child's first kernel has to wait for the plug-in to be loaded.
 BUILD_TIMEOUT_S = 20.0
 RUN_TIMEOUT_S = 10.0
+# A child's first run makes its CUDA context as well: seconds on a host with many GPUs, or where the
+# driver is not kept loaded.
+CONTEXT_S = 30.0
 CHECK_TIMEOUT_S = 30.0
 # The emulator compiles a kernel for this machine's CPU and interleaves its threads there.
 EMULATED_TIMEOUT_S = 180.0
@@ -59,6 +66,11 @@ _FIRST = 20
 _ROW_S = 1e-3
 _MOST = 1000
 _ROWS = 15
+# While NVRTC compiles a GPU idles and lowers its clocks, which take tens of milliseconds to rise:
+# so much work comes before what is timed. A kernel that seems so many times too slow before it is
+# hopeless with any clocks.
+_WARM_S = 0.05
+_COLD = 4.0
 # A model that takes more of L2 does not leave it to its weights.
 _SHARE_OF_L2 = 0.5
 
@@ -86,18 +98,38 @@ def time_on_gpu(
         )
         return tuple(timer(*arrays).results)
 
-    if model_bytes <= _SHARE_OF_L2 * (device.l2_cache_size_bytes or 0):
-        once = min(first := times(_FIRST, 3))
-        if once > HOPELESS * best_s:
-            return first
+    in_l2 = model_bytes <= _SHARE_OF_L2 * (device.l2_cache_size_bytes or 0)
+
+    def first_calls() -> tuple[float, ...]:
+        return times(_FIRST, 3) if in_l2 else times(1, 3, prepare)
+
+    once = min(first := first_calls())
+    if once > _COLD * HOPELESS * best_s:
+        return first
+    _warm_up(lambda number: min(times(number, 1)), once)
+    once = min(first := first_calls())
+    if once > HOPELESS * best_s:
+        return first
+    if in_l2:
         found = times(max(_FIRST, min(_MOST, int(_ROW_S / max(once, 1e-6)))), _ROWS)
     else:
-        once = min(first := times(1, 3, prepare))
-        if once > HOPELESS * best_s:
-            return first
         found = times(1, max(MIN_CALLS, min(MAX_CALLS, int(MEASURE_S / max(once, 1e-6)))), prepare)
     # What else the GPU and its host do only ever adds: the faster half is the kernel's own.
     return tuple(sorted(found)[: (len(found) + 1) // 2])
+
+
+def _warm_up(launches: Callable[[int], float], once_s: float) -> None:
+    """Keep the GPU busy for ``_WARM_S``.
+
+    Args:
+        launches: runs so many in a row; seconds of one each.
+        once_s: of one launch, as far as is known.
+    """
+    left_s = _WARM_S
+    while left_s > 0:  # what was slow at first says too much of one launch
+        number = int(left_s / max(once_s, 1e-6)) + 1
+        once_s = max(launches(number), 1e-6)
+        left_s -= number * once_s
 
 
 def call_once(function: Any, arrays: Arrays) -> float:
@@ -162,20 +194,34 @@ def _call(kernel: Kernel, arrays: Arrays) -> float:
         raise RuntimeError(str(error)) from None
 
 
-def _launch(target: str, host: str | None) -> float:
-    """Child side: seconds that a launch takes."""
+def _launch(target: str, host: str | None, model_bytes: int) -> float:
+    """Child side: seconds that a launch takes, timed as kernels are."""
     import numpy as np
     import tvm
 
     module = build_launch(target, host)
     array = tvm.nd.array(np.zeros(1, np.float32), tvm.cuda(0))
-    return min(time_launches(module, array))
+    register()
+    return time_launch(module, array, model_bytes=model_bytes, prepare=AS_IN_THE_MODEL)
 
 
-def time_launches(module: Any, array: Any) -> tuple[float, ...]:
-    """Seconds of a launch each, of ``build_launch``'s kernel on a GPU."""
-    timer = module.time_evaluator(SENT_NAME, array.device, number=_MOST, repeat=_ROWS)
-    return tuple(timer(array).results)
+def time_launch(module: Any, array: Any, *, model_bytes: int, prepare: str) -> float:
+    """Seconds of a launch, of ``build_launch``'s kernel on a GPU.
+
+    Timed as the model's kernels are (``time_on_gpu``, whose arguments these are): a launch from an
+    idle GPU takes several times as long as one in a row, and a kernel's time is compared with it.
+    """
+    never_hopeless = float("inf")
+    return min(
+        time_on_gpu(
+            module,
+            SENT_NAME,
+            [array],
+            model_bytes=model_bytes,
+            best_s=never_hopeless,
+            prepare=prepare,
+        )
+    )
 
 
 def _reference(candidate: Candidate, weight_bytes: int) -> Any:
@@ -202,6 +248,13 @@ def _last(kernel: Kernel) -> int:
     return len(kernel.arguments) - 1
 
 
+def _no_launch(why: str) -> cuda.CudaError:
+    return cuda.CudaError(
+        f"the GPU does not run the smallest kernel ({why}): look at its driver, its memory and "
+        "what else runs there with nvidia-smi, and run the same command again"
+    )
+
+
 class GpuMeasurer(LocalMeasurer):
     """Measure on this machine's GPU, or run on the emulator where the environment says so.
 
@@ -212,6 +265,7 @@ class GpuMeasurer(LocalMeasurer):
     def __init__(self, model_bytes: int) -> None:
         super().__init__(model_bytes)
         self.emulated = cuda.emulated()
+        self._has_context = False  # the child, on the GPU
 
     def launch_s(self, preset: Preset) -> float:
         """Seconds of a launch; 0 of the emulator, which has none.
@@ -221,16 +275,27 @@ class GpuMeasurer(LocalMeasurer):
         """
         if self.emulated:
             return 0.0
+        arguments = (preset.target, preset.host, self._model_bytes)
+        limit_s = BUILD_TIMEOUT_S + CONTEXT_S + RUN_TIMEOUT_S
         try:
-            found = self._worker.call(
-                _launch, preset.target, preset.host, timeout_s=BUILD_TIMEOUT_S + RUN_TIMEOUT_S
-            )
+            found = float(self._worker.call(_launch, *arguments, timeout_s=limit_s))
         except (TimeoutError, ChildProcessError) as error:
-            raise cuda.CudaError(
-                f"the GPU does not run the smallest kernel ({type(error).__name__}): look at it "
-                "with nvidia-smi, and run the same command again"
-            ) from None
-        return float(found)
+            raise _no_launch(type(error).__name__) from None
+        except DeviceError:  # it says what to do itself
+            raise
+        except Exception as error:  # whatever TVM raised in the child
+            raise _no_launch(reason(error)) from error
+        self._has_context = True
+        return found
+
+    def measure(
+        self, task: Task, config: Config, deadline_s: float, best_s: float = float("inf")
+    ) -> Trial:
+        """See ``Measurer``."""
+        trial = super().measure(task, config, deadline_s, best_s)
+        # Most failures end the child; of the others the next trial has more time than it needs.
+        self._has_context = trial.failure in (None, Failure.WRONG_OUTPUT)
+        return trial
 
     def _limit_s(self, measured_s: float) -> float:
         return EMULATED_TIMEOUT_S if self.emulated else measured_s
@@ -240,7 +305,8 @@ class GpuMeasurer(LocalMeasurer):
         return Call(building(_build), limit_s, (candidate, task.weight_bytes))
 
     def _to_run(self, task: Task, best_s: float) -> Call:
-        return Call(running(_run), self._limit_s(RUN_TIMEOUT_S), (self._model_bytes, best_s))
+        limit_s = RUN_TIMEOUT_S + (0.0 if self._has_context else CONTEXT_S)
+        return Call(running(_run), self._limit_s(limit_s), (self._model_bytes, best_s))
 
     def _to_check(self, candidate: Candidate, task: Task) -> Call:
         limit_s = self._limit_s(CHECK_TIMEOUT_S)

@@ -130,7 +130,7 @@ class RemoteMeasurer:
                 Failure.BUILD_ERROR,
                 Failure.BUILD_TIMEOUT,
             )
-            return float(self._on_board(board.launch_on_board, (sent,), never))
+            return float(self._on_board(board.launch_on_board, (sent, self._model_bytes), never))
 
         try:
             return self._jobs.submit(measure).result()

@@ -84,7 +84,11 @@ class World:
         monkeypatch.setattr(candidates, "check_artifact", self.check_artifact)
         monkeypatch.setattr(candidates, "decide", self.decide)
         self.plans: tuple[Plan, ...] = PLANS
-        monkeypatch.setattr(artifact, "make_plans", lambda *_args, **_options: self.plans)
+        monkeypatch.setattr(artifact, "make_plans", self.make_plans)
+
+    def make_plans(self, *_args: Any, bytes_per_s: float) -> tuple[Plan, ...]:
+        self.bytes_per_s = bytes_per_s
+        return self.plans
 
     def compile_model(
         self, relay: Any, preset: Any, path: Path, *, plan: Plan, **_options: Any
@@ -136,6 +140,17 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path / "out", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("preset", "bytes_per_s"), [("x86", 40e9), ("cuda-sm80", 1555e9), ("jetson-orin", 204.8e9)]
+)
+def test_plans_are_estimated_for_the_presets_own_memory(
+    world: World, preset: str, bytes_per_s: float
+) -> None:
+    world.job = dataclasses.replace(world.job, preset=targets.resolve(preset))
+    world.run(no_check=True)
+    assert world.bytes_per_s == bytes_per_s
 
 
 def test_the_fastest_becomes_the_artifact_and_the_manifest_says_why(world: World) -> None:
