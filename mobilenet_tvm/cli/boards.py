@@ -285,7 +285,8 @@ def _boards(
         out.warn("the boards are emulated: what runs is checked, and its times mean nothing")
     notes: tuple[str, ...] = ()
     if first.gpu is not None and on_gpu and first.timing == "measured":
-        notes = (f"{first.gpu.name}, driver {first.gpu.driver}", _launch_note(launch_s))
+        driver = "" if first.gpu.driver is None else f", driver {first.gpu.driver}"
+        notes = (f"{first.gpu.name}{driver}", _launch_note(launch_s))
     return Device(measurer, first.timing, first.cpu, rpc, launch_s=launch_s, notes=notes)
 
 

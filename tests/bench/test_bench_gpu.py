@@ -196,6 +196,20 @@ def test_outputs_are_held_against_the_cpu(
     assert [one.reference for one in without.agreements] == ["tuned"]
 
 
+def test_a_row_in_tf32_is_told_apart_and_not_held_to_float32(
+    runners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runners["tensorrt-tf32"] = lambda path: Runner(Clock(), 0.2, 0.25, scale=2.01)
+    rows = gpu_peers.PEERS["tensorrt"].rows
+    labels = {kind: f"TensorRT 10, {how}" for kind, how in rows}
+    peers(monkeypatch, *(PeerRow("tensorrt", kind, label) for kind, label in labels.items()))
+    result = gpu.compare_on_gpu([("tuned", NET)], onnx=Path("x.onnx"), rounds=1, graphs=False)
+    errors = {one.label: one.max_error for one in result.agreements}
+    assert errors[labels["tensorrt-tf32"]] == pytest.approx(0.005, rel=1e-3)
+    assert result.warnings == ()
+    assert "CPU's by 0.0e+00, in TF32 by 5.0e-03 of its" in " ".join(shown(result).split())
+
+
 def test_a_graph_that_is_much_faster_is_a_hint(
     runners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +276,7 @@ def test_a_hot_or_shared_gpu_is_warned_about(
     runners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peers(monkeypatch)
-    watched(monkeypatch, GpuState(1100, 1215, 88, 300.0, ("software thermal",), 99, 2))
+    watched(monkeypatch, GpuState(1100, 1215, 88, 300.0, ("idle", "software thermal"), 99, 2))
     result = gpu.compare_on_gpu([("tuned", NET)], rounds=1)
     assert result.state is not None
     assert result.state.throttled
