@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import types
 from collections.abc import Callable, Sequence
@@ -331,6 +332,27 @@ def test_peers_that_are_not_installed_are_absent(monkeypatch: pytest.MonkeyPatch
     assert "built for CPUs alone" in absent[0].reason
     assert absent[1].reason == "tensorrt and cuda.bindings are not installed"
     assert all(one.command.startswith("pip ") for one in absent)
+
+
+@pytest.mark.parametrize(
+    ("installed", "version"),
+    [
+        ({"onnxruntime": "1.20"}, "1.20"),
+        ({"onnxruntime-gpu": "1.21"}, "1.21"),
+        ({}, ""),
+    ],
+    ids=["cpu", "gpu", "none"],
+)
+def test_onnx_runtime_is_known_under_either_name(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], version: str
+) -> None:
+    def look(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(gpu_peers.importlib.metadata, "version", look)
+    assert gpu_peers.installed_version(gpu_peers.PEERS["onnxruntime"]) == version
 
 
 @pytest.mark.parametrize("graphs", [False, True])
