@@ -25,7 +25,9 @@ from typing import Any
 from results import RESULTS, write
 
 from mobilenet_tvm import bench, targets
-from mobilenet_tvm.bench.gpu_results import CONDITIONS
+from mobilenet_tvm.bench.gpu_results import CONDITIONS, difference
+from mobilenet_tvm.bench.results import Agreement
+from mobilenet_tvm.cuda.gpu import causes
 from mobilenet_tvm.errors import MobilenetTvmError
 
 REPO = Path(__file__).resolve().parents[1]
@@ -140,9 +142,7 @@ def section(payload: dict[str, Any], run: dict[str, Any], command: Sequence[str]
         )
     lines += ["", f"- {CONDITIONS}", f"- {clocks(state)}"]
     if result["agreements"]:
-        worst = max(one["max_error"] for one in result["agreements"])
-        reference = result["agreements"][0]["reference"]
-        lines.append(f"- outputs differ from {reference}'s by {worst:.1e} of its max |output|")
+        lines.append(f"- {difference([Agreement(**one) for one in result['agreements']])}")
     lines += [
         f"- {one['name']}: absent, {one['reason']} (`{one['command']}`)" for one in result["absent"]
     ]
@@ -152,7 +152,8 @@ def section(payload: dict[str, Any], run: dict[str, Any], command: Sequence[str]
 def clocks(state: dict[str, Any] | None) -> str:
     if state is None:
         return "clocks: not told by the driver"
-    held = f"held back ({', '.join(state['reasons'])})" if state["throttled"] else "not throttled"
+    why = ", ".join(causes(state["reasons"]))
+    held = f"held back ({why})" if state["throttled"] else "not throttled"
     return (
         f"SM clock {state['min_sm_clock_mhz']}-{state['max_sm_clock_mhz']} MHz, memory clock "
         f"{state['min_memory_clock_mhz']}-{state['max_memory_clock_mhz']} MHz, at most "

@@ -32,7 +32,7 @@ CUDA_TIMEOUT_S = 300.0
 _CUDA_PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12")
 
 # Other distributions of what a dependency provides, under the same import name.
-_ALTERNATIVES = {"xgboost-cpu": "xgboost"}
+_ALTERNATIVES = {"xgboost-cpu": "xgboost", "onnxruntime": "onnxruntime-gpu"}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,16 @@ def report():
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("wanted", "installed"), [("xgboost-cpu", "xgboost"), ("onnxruntime", "onnxruntime-gpu")]
+)
+def test_another_distribution_of_the_same_module_is_no_trouble(monkeypatch, wanted, installed):
+    monkeypatch.setattr(environment, "_version", lambda name: {installed: "99.0"}.get(name))
+    rows = {one.name: one for one in environment.packages([])}
+    assert wanted not in rows
+    assert rows[installed].installed == "99.0"
+
+
 def test_json_has_every_part(report):
     payload, _ = report
     assert set(payload) == {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from mobilenet_tvm import targets
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threads, compare
 from mobilenet_tvm.bench.gpu import compare_on_gpu, require_gpu
-from mobilenet_tvm.bench.gpu_peers import PEERS
+from mobilenet_tvm.bench.gpu_peers import PEERS, installed_version
 from mobilenet_tvm.bench.gpu_results import GpuBenchResult, gpu_table
 from mobilenet_tvm.bench.protocol import ContenderKind
 from mobilenet_tvm.bench.reference import reference_model
@@ -24,7 +23,7 @@ from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.targets import physical_cores
 
-# Runtimes on the CPU that a model can be held against: the distribution's name, and its own.
+# Runtimes on the CPU that a model can be held against: as PEERS and whoever uses them call them.
 CPU_PEERS: dict[ContenderKind, str] = {"onnxruntime": "ONNX Runtime"}
 
 
@@ -115,7 +114,7 @@ def _time_on_cpu(
 ) -> BenchResult:
     if model is not None:
         contenders = contenders + [
-            Contender(f"{title} {importlib.metadata.version(peer)}", peer, str(model))
+            Contender(f"{title} {installed_version(PEERS[peer])}".strip(), peer, str(model))
             for peer, title in CPU_PEERS.items()
             if peer in peers
         ]

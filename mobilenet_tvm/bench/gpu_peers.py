@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from mobilenet_tvm.bench.protocol import ContenderKind
 
+TF32 = "TF32"  # ends the label of a row whose factors have 10 bits
+
 
 @dataclass(frozen=True)
 class Absent:
@@ -57,15 +59,15 @@ PEERS = {
         "TensorRT",
         ("tensorrt", "cuda.bindings"),
         ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-        "pip install tensorrt-cu12 cuda-bindings",
-        (("tensorrt", "FP32"), ("tensorrt-tf32", "its default, TF32")),
+        "pip install tensorrt-cu12 'cuda-bindings==12.9.*'",
+        (("tensorrt", "FP32"), ("tensorrt-tf32", f"its default, {TF32}")),
         (("tensorrt-graph", "FP32, graph"),),
     ),
     "torch": Peer(
         "PyTorch",
         ("torch", "onnx2torch"),
         ("torch",),
-        "pip install torch onnx2torch",
+        "pip install torch onnx2torch 'cuda-bindings==12.9.*'",
         (("torch", "eager"),),
         (("torch-compiled", "compiled, graph"),),
     ),
@@ -81,6 +83,11 @@ class PeerRow:
     label: str
 
 
+def is_tf32(label: str) -> bool:
+    """Whether a row's label says that it computes in TF32."""
+    return label.endswith(f", {TF32}")
+
+
 def find_peers(names: Sequence[str], *, graphs: bool) -> tuple[list[PeerRow], list[Absent]]:
     """The rows of those of ``names`` (keys of ``PEERS``) that are installed, and the others.
 
@@ -94,7 +101,7 @@ def find_peers(names: Sequence[str], *, graphs: bool) -> tuple[list[PeerRow], li
         if why is not None:
             absent.append(Absent(peer.title, why, peer.command))
             continue
-        title = f"{peer.title} {_version(peer)}".strip()
+        title = f"{peer.title} {installed_version(peer)}".strip()
         kinds = (*peer.rows, *(peer.graph_rows if graphs else ()))
         rows += [PeerRow(name, kind, f"{title}, {how}") for kind, how in kinds]
     return rows, absent
@@ -119,7 +126,8 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _version(peer: Peer) -> str:
+def installed_version(peer: Peer) -> str:
+    """Of the first of its distributions that is installed; empty where none is."""
     for distribution in peer.distributions:
         try:
             return importlib.metadata.version(distribution)

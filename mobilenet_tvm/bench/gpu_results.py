@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mobilenet_tvm.bench.gpu_peers import Absent
+from mobilenet_tvm.bench.gpu_peers import Absent, is_tf32
 from mobilenet_tvm.bench.results import DISAGREEMENT, Agreement
-from mobilenet_tvm.cuda.gpu import GpuInfo, GpuSummary
+from mobilenet_tvm.cuda.gpu import GpuInfo, GpuSummary, causes
 
 # How many times as fast a CUDA graph must be before launching is said to be what takes the time.
 LAUNCH_BOUND = 1.1
@@ -91,8 +92,8 @@ class GpuBenchResult:
         found = []
         if self.state is not None and self.state.throttled:
             found.append(
-                f"the GPU was held back ({', '.join(self.state.reasons)}): cool it or raise its "
-                "power limit, or trust the ratios more than the times"
+                f"the GPU was held back ({', '.join(causes(self.state.reasons))}): cool it or "
+                "raise its power limit, or trust the ratios more than the times"
             )
         if self.state is not None and self.state.others:
             found.append(
@@ -106,7 +107,7 @@ class GpuBenchResult:
                 f"|reference| (limit {DISAGREEMENT:.0e}): they do not compute the same, so do not "
                 "compare their times"
                 for one in self.agreements
-                if not one.max_error <= DISAGREEMENT
+                if not is_tf32(one.label) and not one.max_error <= DISAGREEMENT
             ),
         )
 
@@ -169,6 +170,16 @@ def gpu_table(result: GpuBenchResult) -> Table:
     return view
 
 
+def difference(agreements: Sequence[Agreement]) -> str:
+    """How far the outputs are from the reference's at most, those in TF32 apart; one line."""
+    exact = [one.max_error for one in agreements if not is_tf32(one.label)]
+    rough = [one.max_error for one in agreements if is_tf32(one.label)]
+    parts = [f"by {max(exact):.1e}"] if exact else []
+    parts += [f"in TF32 by {max(rough):.1e}"] if rough else []
+    reference = agreements[0].reference
+    return f"outputs differ from {reference}'s {', '.join(parts)} of its max |output|"
+
+
 def _caption(result: GpuBenchResult) -> str:
     """The conditions, which a latency means nothing without."""
     first = result.timings[0]
@@ -177,7 +188,5 @@ def _caption(result: GpuBenchResult) -> str:
     lines.append("clocks not told" if result.state is None else str(result.state))
     lines.append(f"{first.rounds} alternating rounds; {CONDITIONS}")
     if result.agreements:
-        worst = max(one.max_error for one in result.agreements)
-        reference = result.agreements[0].reference
-        lines.append(f"outputs differ from {reference}'s by {worst:.1e} of its max |output|")
+        lines.append(difference(result.agreements))
     return escape("\n".join([*lines, *map(str, result.absent), *result.hints]))

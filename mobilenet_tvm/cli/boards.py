@@ -17,6 +17,7 @@ from mobilenet_tvm.cli.device_options import EMULATED, LOCAL, QEMU, RPC
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.cli.options import parse_duration, positive
 from mobilenet_tvm.cuda.gpu import GpuInfo, find_gpu, why_none
+from mobilenet_tvm.devices.cuda import ServedGpu
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records.runfile import Timing
 from mobilenet_tvm.runtime.gpus import Capability, can_run
@@ -285,8 +286,12 @@ def _boards(
         out.warn("the boards are emulated: what runs is checked, and its times mean nothing")
     notes: tuple[str, ...] = ()
     if first.gpu is not None and on_gpu and first.timing == "measured":
-        notes = (f"{first.gpu.name}, driver {first.gpu.driver}", _launch_note(launch_s))
+        notes = (_card_note(first.gpu), _launch_note(launch_s))
     return Device(measurer, first.timing, first.cpu, rpc, launch_s=launch_s, notes=notes)
+
+
+def _card_note(gpu: ServedGpu) -> str:
+    return gpu.name if gpu.driver is None else f"{gpu.name}, driver {gpu.driver}"
 
 
 def _refuse_misfit(board: Opened, preset: Preset, threads: int) -> None:

@@ -36,8 +36,9 @@ def activate() -> None:
         CudaError: something is missing, and how to get it.
     """
     toolchain.activate()
-    from mobilenet_tvm.cuda import codegen, plugin
+    from mobilenet_tvm.cuda import codegen, nvml, plugin
 
+    nvml.number_alike()
     plugin.load(emulated=emulated())
     if emulated():
         from mobilenet_tvm.cuda import emulator

@@ -2,7 +2,7 @@
 
 Asked of the driver's management library (NVML, by nvidia-ml-py), which makes no CUDA context: it
 costs no GPU memory and works before, during and after another process's run. A Jetson's driver
-has no NVML or half of one; there Linux's own files say what they can (``jetson``).
+has no NVML or half of one; what is missing there Linux's own files say (``jetson``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,7 +94,8 @@ class GpuState:
         power_w: drawn now.
         reasons: why the clock is not higher, in words; None where nobody says.
         utilization: percent of the last sample period (1/6 to 1 s) in which any kernel ran.
-        others: processes with a CUDA context that are neither this one nor its children.
+        others: processes with a CUDA context that are neither this one nor its children, of those
+            that can be seen from here: in a container not those of other ones.
     """
 
     sm_clock_mhz: int | None = None
@@ -108,7 +109,10 @@ class GpuState:
     @property
     def throttled(self) -> bool:
         """Whether heat or power holds the clock down."""
-        return any(reason not in _HARMLESS for reason in self.reasons or ())
+        return bool(causes(self.reasons or ()))
+
+
+_Told = TypeVar("_Told", GpuInfo, GpuState)
 
 
 @dataclass(frozen=True)
@@ -140,19 +144,23 @@ class GpuSummary:
         if self.max_power_w is not None:
             parts.append(f"at most {self.max_power_w:.0f} W")
         if self.throttled:
-            causes = [reason for reason in self.reasons if reason not in _HARMLESS]
-            parts.append(f"THROTTLED ({', '.join(causes)})")
+            parts.append(f"THROTTLED ({', '.join(causes(self.reasons))})")
         if self.others:
             parts.append(f"shared with {self.others} other process{'es'[: 2 * (self.others > 1)]}")
         return ", ".join(parts)
+
+
+def causes(reasons: Iterable[str]) -> tuple[str, ...]:
+    """Those of a state's or summary's ``reasons`` for which a GPU is said to be throttled."""
+    return tuple(reason for reason in reasons if reason not in _HARMLESS)
 
 
 def find_gpu(index: int = 0) -> GpuInfo | None:
     """The GPU that a CUDA program would call device ``index``; None where there is none.
 
     ``CUDA_VISIBLE_DEVICES`` is honoured, numbers, UUIDs and MIG slices. Its numbers are taken in
-    the PCI bus's order: where GPUs differ, set ``CUDA_DEVICE_ORDER=PCI_BUS_ID``, or CUDA may
-    number them otherwise. Makes no CUDA context and never raises.
+    the PCI bus's order, which this also sets as ``CUDA_DEVICE_ORDER`` unless another one is set.
+    Makes no CUDA context and never raises.
     """
     found = _look(index)
     return None if isinstance(found, str) else found
@@ -168,21 +176,24 @@ def read_state(index: int = 0) -> GpuState | None:
     """How the GPU that ``find_gpu`` finds is doing now; None where there is none."""
     if find_gpu(index) is None:
         return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    with nvml.opened(nvml.module(), index, visible) as device:
-        return _jetson_state() if isinstance(device, str) else _state(device)
+    with _opened(index) as device:
+        return _look_now(device, index)
 
 
 class Watch:
     """Samples of a GPU, taken by ``watch``."""
 
-    def __init__(self, index: int = 0) -> None:
-        self._index = index
+    def __init__(self, index: int = 0, device: nvml.Device | str | None = None) -> None:
+        """``device`` is NVML's, kept open for longer than this; None opens it for each sample."""
+        self._index, self._device = index, device
         self._states: list[GpuState] = []
 
     def sample(self) -> None:
         """Look once."""
-        state = read_state(self._index)
+        if self._device is None:
+            state = read_state(self._index)
+        else:
+            state = _look_now(self._device, self._index)
         if state is not None:
             self._states.append(state)
 
@@ -219,14 +230,21 @@ def watch(index: int = 0, period_s: float | None = 1.0) -> Iterator[Watch]:
     """Sample the GPU before and after the block, and within it every ``period_s`` seconds.
 
     A GPU with nothing to do lowers its clock within seconds, so only samples from within say what
-    it ran at. One costs this machine's CPU about a millisecond; None takes none within. Without a
-    GPU nothing is done.
+    it ran at. None takes none within. NVML stays open from the first to the last. Without a GPU
+    nothing is done.
     """
-    seen = Watch(index)
+    if find_gpu(index) is None:
+        yield Watch(index)
+        return
+    with _opened(index) as device:
+        yield from _sampled(Watch(index, device), period_s)
+
+
+def _sampled(seen: Watch, period_s: float | None) -> Iterator[Watch]:
     seen.sample()
     stop = threading.Event()
     thread: threading.Thread | None = None
-    if seen.states and period_s is not None:
+    if period_s is not None:
 
         def follow(period_s: float) -> None:
             while not stop.wait(period_s):
@@ -240,12 +258,25 @@ def watch(index: int = 0, period_s: float | None = 1.0) -> Iterator[Watch]:
         stop.set()
         if thread is not None:
             thread.join()
-        if seen.states:
-            seen.sample()
+        seen.sample()
+
+
+def _opened(index: int) -> contextlib.AbstractContextManager[nvml.Device | str]:
+    return nvml.opened(nvml.module(), index, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _look_now(device: nvml.Device | str, index: int) -> GpuState:
+    """What NVML tells, and of a Jetson's own GPU Linux where NVML does not."""
+    state = GpuState() if isinstance(device, str) else _state(device)
+    found, board = find_gpu(index), jetson.read_board(jetson.ROOT)
+    if index != 0 or found is None or board is None:
+        return state
+    return state if _is_card(found, board) else _filled(state, _jetson_state())
 
 
 def _look(index: int) -> GpuInfo | str:
     """The GPU, or why there is none."""
+    nvml.number_alike()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return _ask(nvml.module(), index, visible, jetson.ROOT)
 
@@ -255,20 +286,34 @@ def _look(index: int) -> GpuInfo | str:
 @functools.cache
 def _ask(api: Any, index: int, visible: str | None, root: Path) -> GpuInfo | str:
     with nvml.opened(api, index, visible) as device:
-        found = device if isinstance(device, str) else _info(device)
-    board = jetson.read_board(root) if isinstance(found, str) and index == 0 else None
-    if board is None or visible in ("", "-1"):
+        board = jetson.read_board(root) if index == 0 and visible not in ("", "-1") else None
+        capability = None if board is None else board.compute_capability
+        found = device if isinstance(device, str) else _info(device, capability)
+    if board is None or (isinstance(found, GpuInfo) and _is_card(found, board)):
         return found
-    return GpuInfo(
+    told = GpuInfo(
         name=board.name,
         compute_capability=board.compute_capability,
         driver_version=board.release,
         memory_bytes=psutil.virtual_memory().total,  # the CPU's is the GPU's, too
     )
+    return told if isinstance(found, str) else _filled(found, told)
 
 
-def _info(device: nvml.Device) -> GpuInfo | str:
-    capability = device.shared("nvmlDeviceGetCudaComputeCapability")
+def _is_card(found: GpuInfo, board: jetson.Board) -> bool:
+    """Whether a GPU in a Jetson is one that was plugged in."""
+    return found.compute_capability != board.compute_capability
+
+
+def _filled(one: _Told, other: _Told) -> _Told:
+    """``one``, and what it leaves None as ``other`` has it."""
+    missing = [field.name for field in fields(one) if getattr(one, field.name) is None]
+    return replace(one, **{name: getattr(other, name) for name in missing})
+
+
+def _info(device: nvml.Device, known: tuple[int, int] | None) -> GpuInfo | str:
+    """``known`` is the compute capability where the driver does not tell it."""
+    capability = device.shared("nvmlDeviceGetCudaComputeCapability") or known
     if capability is None:
         return "its driver does not tell its compute capability"
     major, minor = capability
@@ -326,15 +371,17 @@ def _words(bits: int) -> tuple[str, ...]:
 
 def _others(pids: Iterable[int]) -> int:
     own = psutil.Process()
-    return sum(pid != own.pid and own not in _parents(pid) for pid in set(pids))
+    return sum(pid != own.pid and _is_other(pid, own) for pid in set(pids))
 
 
-def _parents(pid: int) -> list[psutil.Process]:
+def _is_other(pid: int, own: psutil.Process) -> bool:
     try:
-        parents: list[psutil.Process] = psutil.Process(pid).parents()
-    except psutil.Error:  # it has ended, or lives in another container
-        return []
-    return parents
+        return own not in psutil.Process(pid).parents()
+    # It has ended; or this is a container, where NVML tells the host's numbers, our own too.
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # another user's
+        return True
 
 
 def _jetson_state() -> GpuState:

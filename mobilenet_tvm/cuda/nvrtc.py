@@ -13,6 +13,8 @@ from typing import Any
 from mobilenet_tvm.cuda.errors import CudaError
 
 _INSTALL = "pip install 'mobilenet-tvm[cuda]'"
+# What NVRTC 13 makes no driver before 580 runs, and it knows no GPU older than 7.5.
+_MAJOR = 12
 # -v: ptxas says in the log what each kernel spills, which the cubin does not.
 _OPTIONS = ("-default-device", "--ptxas-options=-v")
 _HEADERS = {"nvidia-cuda-runtime-cu12": "cuda_runtime", "nvidia-cuda-nvcc-cu12": "cuda_nvcc"}
@@ -39,9 +41,10 @@ def compile_source(source: str, arch: str) -> Image:
     """Compile for one architecture (``sm_80``).
 
     Raises:
-        CudaError: the compiler is not installed, or refuses the source.
+        CudaError: the compiler is not installed, is not CUDA 12's, or refuses the source.
     """
     nvrtc = _bindings("nvrtc")
+    version()
 
     def call(function: Any, *arguments: Any) -> Any:
         status, *results = function(*arguments)
@@ -96,11 +99,16 @@ def version() -> str:
     """NVRTC's version, ``12.9``.
 
     Raises:
-        CudaError: it is not installed.
+        CudaError: it is not installed, or not CUDA 12's.
     """
     nvrtc = _bindings("nvrtc")
     with _installed("nvidia-cuda-nvrtc-cu12"):
         _, major, minor = nvrtc.nvrtcVersion()
+    if major != _MAJOR:
+        raise CudaError(
+            f"NVRTC is {major}.{minor}, and this package's is CUDA {_MAJOR}'s: pip install "
+            "'cuda-bindings==12.9.*' 'nvidia-cuda-nvrtc-cu12==12.9.*'"
+        )
     return f"{major}.{minor}"
 
 
@@ -120,9 +128,17 @@ def _includes() -> tuple[str, ...]:
 def _bindings(name: str) -> Any:
     """A module of NVIDIA's Python bindings."""
     try:
-        return importlib.import_module(f"cuda.bindings.{name}")
+        found = importlib.import_module("cuda.bindings").__version__
+        module = importlib.import_module(f"cuda.bindings.{name}")
     except ImportError as error:
         raise CudaError(f"cuda-bindings is not installed ({error}): {_INSTALL}") from None
+    # Other packages (PyTorch among them) replace them by those of the newest CUDA.
+    if found.partition(".")[0] != str(_MAJOR):
+        raise CudaError(
+            f"cuda-bindings is {found}, and this package's is CUDA {_MAJOR}'s: pip install "
+            "'cuda-bindings==12.9.*'"
+        )
+    return module
 
 
 @contextlib.contextmanager

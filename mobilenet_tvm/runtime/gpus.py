@@ -11,12 +11,16 @@ from mobilenet_tvm import cuda
 from mobilenet_tvm.build.manifest import DeviceInfo, Manifest
 from mobilenet_tvm.cuda import gpu, switch
 from mobilenet_tvm.errors import UsageError
-from mobilenet_tvm.targets import Preset
+from mobilenet_tvm.targets import Preset, presets
 
 Capability = tuple[int, int]
 
 # Machine code of these runs on no other (CUDA C++ Programming Guide, "Binary Compatibility").
 _INTEGRATED: Final = ((7, 2), (8, 7))
+# CUDA that a driver must know (and its release): for machine code of any CUDA 12, by minor version
+# compatibility; for PTX that of the compiler that wrote it (CUDA Compatibility, tables 1 and 2).
+_CODE: Final = ((12, 0), "525")
+_PTX: Final = ((12, 9), "575")
 _EMULATED: Final = "check it here with --device emulated"
 
 
@@ -42,7 +46,7 @@ def why_not(needed: Capability, preset: str, *, ptx: bool = True) -> str | None:
         return None
     found = gpu.find_gpu()
     if found is not None and can_run(needed, found.compute_capability, ptx=ptx):
-        return None
+        return _why_not_driver(needed, found)
     text = f"needs an NVIDIA GPU of compute capability {_range(needed, ptx=ptx)} (preset {preset});"
     if found is not None:
         return (
@@ -55,6 +59,32 @@ def why_not(needed: Capability, preset: str, *, ptx: bool = True) -> str | None:
         )
     why = (gpu.why_none() or "").removeprefix("no NVIDIA GPU: ")
     return f"{text} this machine has none ({why}): run it where there is one, or {_EMULATED}"
+
+
+def _why_not_driver(needed: Capability, found: gpu.GpuInfo) -> str | None:
+    """Why the driver of a GPU that fits is too old; None if it is not, or does not tell."""
+    if found.cuda_version is None:
+        return None
+    by_ptx = not can_run(needed, found.compute_capability, ptx=False)
+    least, release = _PTX if by_ptx else _CODE
+    major, minor = map(int, found.cuda_version.split("."))
+    if (major, minor) >= least:
+        return None
+    driver = f"driver {found.driver_version}" if found.driver_version else "driver"
+    known = f"this machine's {driver} knows CUDA {found.cuda_version}: update it to {release}"
+    needs = f"needs an NVIDIA driver that knows CUDA {_dotted(least)}"
+    if not by_ptx:
+        return f"{needs}; {known} or later, or {_EMULATED}"
+    of_its_own = any(
+        one.gpu is not None
+        and can_run(one.gpu.compute_capability, found.compute_capability, ptx=False)
+        for one in presets.CUDA_PRESETS
+    )
+    mend = ", compile it with --target cuda on this machine" if of_its_own else ""
+    return (
+        f"{needs} to compile its PTX for {found.name} ({_dotted(found.compute_capability)}); "
+        f"{known} or later{mend}, or {_EMULATED}"
+    )
 
 
 def require_gpu_artifact(path: Path, manifest: Manifest, what: str) -> None:

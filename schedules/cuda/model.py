@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mobilenet_tvm.schedules.cuda.target import Gpu
+from mobilenet_tvm.schedules.cuda.target import Gpu, arch_number
 
 SHARED_BYTES_PER_CYCLE = 128  # that one multiprocessor's shared memory and L1 deliver
 L2_BYTES_PER_CYCLE = 48  # that one multiprocessor gets from L2 while all do
@@ -70,7 +70,8 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -
     # Each scheduler has a quarter of the registers.
     of_warp = _up(max(registers, 1) * gpu.warp, REGISTER_UNIT)
     warps_of_scheduler = gpu.registers_per_multiprocessor // SCHEDULERS // of_warp
-    shared = _up(shared_bytes + gpu.shared_reserved, 256 if gpu.arch < "sm_80" else 128)
+    unit = 256 if arch_number(gpu.arch) < 80 else 128
+    shared = _up(shared_bytes + gpu.shared_reserved, unit)
     if (
         threads > gpu.threads_per_block
         or registers > gpu.registers_per_thread

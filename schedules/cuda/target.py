@@ -97,15 +97,17 @@ def current() -> Gpu:
     )
 
 
+def arch_number(arch: str) -> int:
+    """80 of ``sm_80``, 120 of ``sm_120a``; 0 where no number is in it."""
+    digits = "".join(filter(str.isdigit, arch))
+    return int(digits) if digits else 0
+
+
 @functools.cache
 def _gpu(
     arch: str, threads: int | None, shared: int | None, registers: int | None, l2: int | None
 ) -> Gpu:
-    def number(name: str) -> int:
-        digits = "".join(filter(str.isdigit, name))
-        return int(digits) if digits else 0
-
-    older = [gpu for gpu in GPUS.values() if number(gpu.arch) <= number(arch)]
+    older = [gpu for gpu in GPUS.values() if arch_number(gpu.arch) <= arch_number(arch)]
     gpu = older[-1] if older else GPUS["sm_75"]
     return replace(
         gpu,

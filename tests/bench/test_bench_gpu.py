@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import types
 from collections.abc import Callable, Sequence
@@ -196,6 +197,20 @@ def test_outputs_are_held_against_the_cpu(
     assert [one.reference for one in without.agreements] == ["tuned"]
 
 
+def test_a_row_in_tf32_is_told_apart_and_not_held_to_float32(
+    runners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runners["tensorrt-tf32"] = lambda path: Runner(Clock(), 0.2, 0.25, scale=2.01)
+    rows = gpu_peers.PEERS["tensorrt"].rows
+    labels = {kind: f"TensorRT 10, {how}" for kind, how in rows}
+    peers(monkeypatch, *(PeerRow("tensorrt", kind, label) for kind, label in labels.items()))
+    result = gpu.compare_on_gpu([("tuned", NET)], onnx=Path("x.onnx"), rounds=1, graphs=False)
+    errors = {one.label: one.max_error for one in result.agreements}
+    assert errors[labels["tensorrt-tf32"]] == pytest.approx(0.005, rel=1e-3)
+    assert result.warnings == ()
+    assert "CPU's by 0.0e+00, in TF32 by 5.0e-03 of its" in " ".join(shown(result).split())
+
+
 def test_a_graph_that_is_much_faster_is_a_hint(
     runners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +277,7 @@ def test_a_hot_or_shared_gpu_is_warned_about(
     runners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peers(monkeypatch)
-    watched(monkeypatch, GpuState(1100, 1215, 88, 300.0, ("software thermal",), 99, 2))
+    watched(monkeypatch, GpuState(1100, 1215, 88, 300.0, ("idle", "software thermal"), 99, 2))
     result = gpu.compare_on_gpu([("tuned", NET)], rounds=1)
     assert result.state is not None
     assert result.state.throttled
@@ -317,6 +332,27 @@ def test_peers_that_are_not_installed_are_absent(monkeypatch: pytest.MonkeyPatch
     assert "built for CPUs alone" in absent[0].reason
     assert absent[1].reason == "tensorrt and cuda.bindings are not installed"
     assert all(one.command.startswith("pip ") for one in absent)
+
+
+@pytest.mark.parametrize(
+    ("installed", "version"),
+    [
+        ({"onnxruntime": "1.20"}, "1.20"),
+        ({"onnxruntime-gpu": "1.21"}, "1.21"),
+        ({}, ""),
+    ],
+    ids=["cpu", "gpu", "none"],
+)
+def test_onnx_runtime_is_known_under_either_name(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], version: str
+) -> None:
+    def look(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(gpu_peers.importlib.metadata, "version", look)
+    assert gpu_peers.installed_version(gpu_peers.PEERS["onnxruntime"]) == version
 
 
 @pytest.mark.parametrize("graphs", [False, True])

@@ -157,6 +157,15 @@ def test_a_model_is_tuned_once_and_its_section_written(
     assert (tmp_path / "R.md").read_text() == text
 
 
+def test_only_what_holds_a_gpu_back_is_said_to(script: Any) -> None:
+    state = {"throttled": True, "reasons": ["idle", "application clocks", "power cap"]}
+    figures = dict.fromkeys(
+        ("min_sm_clock_mhz", "max_sm_clock_mhz", "min_memory_clock_mhz", "max_memory_clock_mhz"), 1
+    )
+    text = script.clocks({**state, **figures, "max_temperature_c": 60, "max_power_w": 70})
+    assert text.endswith("held back (power cap)")
+
+
 def test_emulated_times_are_no_results(
     script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -129,6 +129,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     made: list[FakeNvml] = []
     for name in ("CUDA_VISIBLE_DEVICES", "MOBILENET_TVM_CUDA"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")  # what it was is set again at the end
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
     monkeypatch.setattr(jetson, "ROOT", tmp_path)
 
     def give(*gpus: dict[str, Any], fails: NvmlError | None = None, arch: str = "x86_64") -> Any:
@@ -260,8 +262,28 @@ def test_a_state_is_in_units_and_words(machine: Any) -> None:
         state = gpu.read_state()
     finally:
         child.communicate()
-    assert state == gpu.GpuState(1380, 1215, 61, 187.5, ("power cap", "software thermal"), 73, 2)
+    assert state == gpu.GpuState(1380, 1215, 61, 187.5, ("power cap", "software thermal"), 73, 1)
     assert state.throttled
+
+
+def test_in_a_container_the_hosts_numbers_are_nobody(machine: Any) -> None:
+    # The pid namespace hides them: NVML tells this process's own as the host has it, too.
+    running = [types.SimpleNamespace(pid=pid) for pid in (999_999_998, 999_999_999)]
+    machine({**A100, "ComputeRunningProcesses": running})
+    state = gpu.read_state()
+    assert state is not None
+    assert state.others == 0
+
+
+def test_cuda_is_told_to_number_gpus_as_nvml_does(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(T4, A100)
+    assert gpu.find_gpu() is not None
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert gpu.find_gpu() is not None
+    assert os.environ["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
 
 
 @pytest.mark.parametrize(
@@ -309,14 +331,18 @@ def test_watch_takes_the_clock_from_busy_samples_and_the_heat_from_all(machine: 
 
 def test_watch_samples_within_the_block_and_stops_with_it(machine: Any) -> None:
     nvml = machine(A100)
+    assert gpu.find_gpu() is not None
+    started = nvml.inits
     threads = threading.active_count()
     with gpu.watch(period_s=0.001) as seen:
         while len(seen.states) < 4:
             time.sleep(0.001)
-    asked = nvml.inits
+    taken = len(seen.states)
     assert threading.active_count() == threads
+    assert nvml.inits == started + 1  # for all samples
     time.sleep(0.01)
-    assert nvml.inits == asked
+    assert len(seen.states) == taken
+    assert nvml.open == 0
 
 
 def orin(root: Path) -> None:
@@ -345,6 +371,31 @@ def test_an_orin_without_nvml_is_known_by_its_files(machine: Any, tmp_path: Path
     assert gpu.find_gpu(1) is None
     assert gpu.read_state() == gpu.GpuState(sm_clock_mhz=1300, temperature_c=52, utilization=98)
     assert targets.resolve("cuda").name == "jetson-orin"
+
+
+def test_an_orins_nvml_is_completed_from_its_files(machine: Any, tmp_path: Path) -> None:
+    # As JetPack 6's opens, and has few answers.
+    nvml = machine({"Name": "Orin (nvgpu)", "ClockInfo": {"SM": 918, "MEM": None}}, arch="aarch64")
+    orin(tmp_path)
+    found = gpu.find_gpu()
+    assert found is not None
+    assert (found.name, found.arch, found.cuda_version) == ("Orin (nvgpu)", "sm_87", "12.4")
+    assert found.memory_bytes is not None
+    expected = gpu.GpuState(sm_clock_mhz=918, temperature_c=52, utilization=98)
+    assert gpu.read_state() == expected
+    with gpu.watch(period_s=None) as seen:
+        pass
+    assert seen.states == (expected, expected)
+    assert nvml.open == 0
+
+
+def test_a_card_in_an_orin_is_not_taken_for_the_boards_gpu(machine: Any, tmp_path: Path) -> None:
+    machine({"Name": "NVIDIA RTX A6000", "CudaComputeCapability": (8, 6)}, arch="aarch64")
+    orin(tmp_path)
+    found = gpu.find_gpu()
+    assert found is not None
+    assert (found.name, found.arch, found.memory_bytes) == ("NVIDIA RTX A6000", "sm_86", None)
+    assert gpu.read_state() == gpu.GpuState()
 
 
 def test_a_board_that_is_no_orin_or_has_no_readable_figures_is_none(

@@ -123,6 +123,27 @@ def test_no_library_says_what_to_install(monkeypatch):
     )
 
 
+def test_bindings_of_another_cuda_are_refused(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("cuda.bindings"), "__version__", "13.0.3")
+    for refused in (
+        lambda: nvrtc.compile_source(SOURCE, "sm_80"),
+        lambda: nvrtc.pack(b"", b"", "sm_80"),
+    ):
+        with pytest.raises(CudaError) as caught:
+            refused()
+        assert str(caught.value) == (
+            "cuda-bindings is 13.0.3, and this package's is CUDA 12's: "
+            "pip install 'cuda-bindings==12.9.*'"
+        )
+
+
+def test_a_compiler_of_another_cuda_is_refused(monkeypatch):
+    bindings = importlib.import_module("cuda.bindings.nvrtc")
+    monkeypatch.setattr(bindings, "nvrtcVersion", lambda: (0, 13, 1))
+    with pytest.raises(CudaError, match=r"NVRTC is 13\.1, .*'nvidia-cuda-nvrtc-cu12==12\.9\.\*'"):
+        nvrtc.compile_source(SOURCE, "sm_80")
+
+
 def test_the_version_is_the_wheels():
     installed = importlib.import_module("importlib.metadata").version("nvidia-cuda-nvrtc-cu12")
     assert installed.startswith(nvrtc.version() + ".")

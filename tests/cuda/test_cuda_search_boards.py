@@ -143,6 +143,13 @@ def test_this_machines_gpu_is_told_with_what_it_can_do(
     assert said.lines == [f"GPU       {found}; a launch takes 2.1 us"]
 
 
+@pytest.mark.parametrize(("driver", "note"), [("540.3", "Orin, driver 540.3"), (None, "Orin")])
+def test_a_boards_card_is_noted_with_its_driver_if_that_is_known(
+    driver: str | None, note: str
+) -> None:
+    assert boards._card_note(ServedGpu("Orin", (8, 7), driver)) == note
+
+
 def test_clocks_and_heat_are_noted_and_a_throttled_gpu_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

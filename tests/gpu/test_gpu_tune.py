@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mobilenet_tvm import cuda
+from mobilenet_tvm.bench.gpu_peers import is_tf32
 from mobilenet_tvm.cuda import gpu
 from mobilenet_tvm.records import run_path
 from mobilenet_tvm.records.log import read_log
@@ -62,5 +63,7 @@ def test_bench_times_an_artifact_or_says_why_not(verb: Verb, tmp_path: Path) -> 
         return
     said = verb("bench", *arguments)
     assert said["warnings"] == [] or pytest.skip(f"not a quiet GPU: {said['warnings']}")
-    assert {one["max_error"] < 1e-4 for one in said["agreements"]} == {True}
+    exact = [one["max_error"] for one in said["agreements"] if not is_tf32(one["label"])]
+    assert exact
+    assert max(exact) < 1e-4
     assert said["state"]["max_sm_clock_mhz"] > 0

@@ -112,6 +112,45 @@ def test_a_gpu_that_fits_needs_no_words(machine):
     assert gpus.why_not((7, 5), "cuda-sm75", ptx=False) is not None
 
 
+@pytest.mark.parametrize(
+    ("needed", "found", "version", "told"),
+    [
+        ((8, 0), (8, 0), "12.0", None),
+        ((8, 0), (8, 0), "13.0", None),
+        ((8, 0), (8, 0), None, None),
+        ((8, 0), (9, 0), "12.9", None),
+        ((8, 0), (9, 0), "12.10", None),
+        ((8, 0), (9, 0), None, None),
+        (
+            (8, 0),
+            (8, 6),
+            "11.8",
+            "needs an NVIDIA driver that knows CUDA 12.0; this machine's driver 1.2 knows CUDA "
+            "11.8: update it to 525 or later, or check it here with --device emulated",
+        ),
+        (
+            (8, 0),
+            (9, 0),
+            "12.4",
+            "needs an NVIDIA driver that knows CUDA 12.9 to compile its PTX for a GPU (9.0); this "
+            "machine's driver 1.2 knows CUDA 12.4: update it to 575 or later, compile it with "
+            "--target cuda on this machine, or check it here with --device emulated",
+        ),
+        (
+            (9, 0),
+            (12, 0),
+            "12.8",
+            "needs an NVIDIA driver that knows CUDA 12.9 to compile its PTX for a GPU (12.0); this "
+            "machine's driver 1.2 knows CUDA 12.8: update it to 575 or later, or check it here "
+            "with --device emulated",
+        ),
+    ],
+)
+def test_a_driver_that_is_too_old_is_to_be_updated(machine, needed, found, version, told):
+    machine(gpu.GpuInfo("a GPU", found, driver_version="1.2", cuda_version=version))
+    assert gpus.why_not(needed, "p") == told
+
+
 def test_the_emulator_is_every_gpu(machine, monkeypatch):
     machine(None, driver=False)
     monkeypatch.setenv(cuda.DEVICE_VARIABLE, cuda.EMULATED)

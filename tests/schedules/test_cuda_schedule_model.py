@@ -22,6 +22,18 @@ def model() -> Any:
     return model
 
 
+def test_a_gpu_with_three_digits_is_newer_than_one_with_two(model: Any) -> None:
+    from mobilenet_tvm.schedules.cuda.target import GPUS as OURS
+
+    # 6 KiB + 128 bytes: 32 such blocks fit where shared memory is given in units of 128 bytes.
+    gpu = dataclasses.replace(OURS["sm_80"], shared_per_multiprocessor=32 * 6272, shared_reserved=0)
+    resident = {
+        arch: model.resident_blocks(dataclasses.replace(gpu, arch=arch), 32, 32, 6272)
+        for arch in ("sm_75", "sm_80", "sm_120a")
+    }
+    assert resident == {"sm_75": 31, "sm_80": 32, "sm_120a": 32}
+
+
 @pytest.mark.parametrize("arch", sorted(GPUS))
 def test_gpus_are_those_of_the_presets(arch: str) -> None:
     toolchain.activate()
