@@ -123,9 +123,12 @@ def _schedule(candidate: Candidate, *, as_in_model: bool) -> tuple[Any, Any, tup
     if candidate.searcher == "autotvm":
         handle = candidate.task
         # Templates then take the layout they want as their input, as they find it in the model.
-        autotvm.GLOBAL_SCOPE.in_tuning = True
-        with handle.target:
-            schedule, arguments = handle.instantiate(handle.config_space.get(candidate.config))
+        before, autotvm.GLOBAL_SCOPE.in_tuning = autotvm.GLOBAL_SCOPE.in_tuning, True
+        try:
+            with handle.target:
+                schedule, arguments = handle.instantiate(handle.config_space.get(candidate.config))
+        finally:
+            autotvm.GLOBAL_SCOPE.in_tuning = before
         return with_host(handle.target, candidate.host), schedule, tuple(arguments)
 
     from tvm.auto_scheduler.compute_dag import LayoutRewriteOption

@@ -75,6 +75,7 @@ def _check(name: str, schedules: str, seed: int | None) -> dict[str, Any]:
         compile_model(relay, preset, path, info=info, tasks=tasks, best=best, schedules=schedules)
         result = check_artifact(path, kinds=["uniform", "normal"], tolerance=TOLERANCE)
         manifest = read_manifest(path)
+    assert manifest.cuda is not None
     assert manifest.parity is not None
     assert manifest.parity.device is not None
     return {
@@ -82,6 +83,7 @@ def _check(name: str, schedules: str, seed: int | None) -> dict[str, Any]:
         "summary": result.summary(),
         "ours": sum("mobilenet_cuda" in task.handle.name for task in tasks),
         "tuned": manifest.tuning.tuned,
+        "spills": [kernel.name for kernel in manifest.cuda.kernels if kernel.spill_bytes],
         "emulated": manifest.parity.device.emulated,
     }
 
@@ -92,6 +94,7 @@ def test_untuned(emulated: Any, name: str) -> None:
     found = emulated.call(_check, name, "ours", None, timeout_s=400)
     assert found["passed"], found["summary"]
     assert found["emulated"]
+    assert not found["spills"]
 
 
 @pytest.mark.slow

@@ -146,15 +146,3 @@ def test_every_configuration_fits_the_target() -> None:
         work = pointwise.work(layer, tile)
         assert work.shared_bytes <= 8192
         assert work.threads <= 128
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small"])
-def test_every_kernel_has_threads(name: str) -> None:
-    """No operator of the networks runs in one thread, or one thread a block."""
-    for kernel, function in lowered(small(name).module, "cuda-sm80").items():
-        extents = _threads(function)
-        threads = [n for tag, n in extents.items() if tag.startswith("threadIdx")]
-        assert threads, kernel
-        assert max(threads) >= 2, (kernel, extents)
-        assert "_pad" not in kernel
