@@ -23,7 +23,8 @@ tune: $(READY)
 board: $(READY)
 	$(BIN)/python -m mobilenet_tvm.devices.qemu || echo "its tests are skipped"
 
-test: lint board
+test: $(READY)
+	$(MAKE) --no-print-directory -j 2 lint board
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
