@@ -16,7 +16,7 @@ import numpy as np
 
 from mobilenet_tvm.bench import protocol
 from mobilenet_tvm.bench.cudart import Stream
-from mobilenet_tvm.bench.worker import AnyArray, GpuRunner, OnnxRuntimeRunner
+from mobilenet_tvm.bench.worker import AnyArray, GpuRunner, ModuleRunner, OnnxRuntimeRunner
 from mobilenet_tvm.errors import UsageError, last_line
 
 
@@ -25,34 +25,17 @@ def _forbid_tf32() -> None:
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
 
-class CudaArtifactRunner:
+class CudaArtifactRunner(ModuleRunner):
     """An artifact of ours. ``graph``: its kernels are launched as one CUDA graph."""
 
     def __init__(self, path: str, *, graph: bool = False) -> None:
         from mobilenet_tvm import runtime
 
-        self._module = runtime.load(Path(path), cuda_graph=graph)
-        manifest = self._module.manifest
-        self._outputs = [spec.name for spec in manifest.outputs]
-        self.inputs = tuple(
-            protocol.InputSpec(spec.name, spec.shape, spec.dtype) for spec in manifest.inputs
-        )
-
-    def prepare(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
-        """See ``Runner``."""
-        outputs = self._module.run(self._named(arrays))
-        return [outputs[name] for name in self._outputs]
-
-    def timer(self) -> Callable[[], object]:
-        """See ``Runner``."""
-        return self._module.timer()
+        super().__init__(runtime.load(Path(path), cuda_graph=graph))
 
     def round_trip(self, arrays: Sequence[AnyArray]) -> Callable[[], object]:
         """See ``GpuRunner``."""
         return functools.partial(self._module.run, self._named(arrays))
-
-    def _named(self, arrays: Sequence[AnyArray]) -> dict[str, AnyArray]:
-        return dict(zip((spec.name for spec in self.inputs), arrays, strict=True))
 
 
 class CudaOnnxRuntimeRunner:

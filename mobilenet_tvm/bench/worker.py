@@ -61,14 +61,12 @@ class GpuRunner(Runner, Protocol):
         back, and returns when they are there."""
 
 
-class ArtifactRunner:
-    """An artifact of ours in our runtime."""
+class ModuleRunner:
+    """An artifact of ours, as ``runtime.load`` gives it."""
 
-    def __init__(self, path: str, threads: int) -> None:
-        from mobilenet_tvm import runtime
-
-        self._module = runtime.load(Path(path), threads=threads)
-        manifest = self._module.manifest
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        manifest = module.manifest
         self._outputs = [spec.name for spec in manifest.outputs]
         self.inputs = tuple(
             protocol.InputSpec(spec.name, spec.shape, spec.dtype) for spec in manifest.inputs
@@ -76,14 +74,25 @@ class ArtifactRunner:
 
     def prepare(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
         """See ``Runner``."""
-        names = (spec.name for spec in self.inputs)
-        outputs = self._module.run(dict(zip(names, arrays, strict=True)))
+        outputs = self._module.run(self._named(arrays))
         return [outputs[name] for name in self._outputs]
 
     def timer(self) -> Callable[[], object]:
         """See ``Runner``."""
         timer: Callable[[], object] = self._module.timer()
         return timer
+
+    def _named(self, arrays: Sequence[AnyArray]) -> dict[str, AnyArray]:
+        return dict(zip((spec.name for spec in self.inputs), arrays, strict=True))
+
+
+class ArtifactRunner(ModuleRunner):
+    """An artifact of ours on the CPU."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        from mobilenet_tvm import runtime
+
+        super().__init__(runtime.load(Path(path), threads=threads))
 
 
 class OnnxRuntimeRunner:
