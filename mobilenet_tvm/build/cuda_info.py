@@ -8,26 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from mobilenet_tvm.cuda.kernel import KernelInfo
 from mobilenet_tvm.errors import UsageError
-
-
-class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel, as it was compiled; ``cuda.report.KernelReport`` says what the fields are.
-
-    Nothing of it is measured. ``occupancy`` 0 is a kernel that cannot be launched.
-    """
-
-    name: str
-    registers: int
-    spill_bytes: int
-    local_bytes: int
-    shared_bytes: int
-    threads_per_block: int
-    blocks: int
-    occupancy: float
-    limited_by: str
-    global_efficiency: float
-    bank_conflicts: float
 
 
 class CudaInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilenet_tvm.build.cuda_info import (
-    CudaInfo,
-    KernelInfo,
-    source_digest,
-    source_name,
-    write_source,
-)
+from mobilenet_tvm.build.cuda_info import CudaInfo, source_digest, source_name, write_source
 from mobilenet_tvm.cuda.codegen import Compiled
+from mobilenet_tvm.cuda.kernel import KernelInfo
 from mobilenet_tvm.cuda.report import kernel_reports
 from mobilenet_tvm.cuda.sources import digest
 from mobilenet_tvm.errors import DeviceError
@@ -68,7 +62,6 @@ def write_kernels(path: Path, preset: Preset, image: Compiled) -> CudaInfo:
 
 def _reports(image: Compiled, gpu: Gpu) -> tuple[KernelInfo, ...]:
     try:
-        reports = kernel_reports(image, gpu)
+        return kernel_reports(image, gpu)
     except ValueError:  # launched by shapes that are known at run time only
         return ()
-    return tuple(KernelInfo(**dataclasses.asdict(one)) for one in reports)

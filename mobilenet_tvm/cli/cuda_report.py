@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from mobilenet_tvm.build.cuda_info import CudaInfo, KernelInfo
+from mobilenet_tvm.build.cuda_info import CudaInfo
 from mobilenet_tvm.cli.frame import Output
+from mobilenet_tvm.cuda.kernel import KernelInfo
 
 # Names are long: the last column, and no table that a terminal's width would squeeze.
 _ROW: Final = "  {:>12} {:>5} {:>8} {:>7} {:>14} {:>7} {:>6}  {}"

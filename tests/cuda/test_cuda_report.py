@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from mobilenet_tvm.cuda import access, cubin, report
@@ -67,7 +66,7 @@ def test_what_is_shared_out_over_another_gpu(compile_kernel, matmul):
     (made,) = report.kernel_reports(compiled, GPUS["sm_75"])
     (other,) = report.kernel_reports(compiled, GPUS["sm_80"])
     same = {"occupancy": 0.0, "limited_by": "warps"}
-    assert dataclasses.replace(made, **same) == dataclasses.replace(other, **same)
+    assert msgspec.structs.replace(made, **same) == msgspec.structs.replace(other, **same)
 
 
 def test_a_spill_is_told(compile_kernel):
