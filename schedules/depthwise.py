@@ -122,16 +122,26 @@ def compute(
     return unpacked(out, tag) if unpack else out
 
 
-def schedule_tiles(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> None:
+def schedule_tiles(
+    cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor, *, bands: bool = False
+) -> None:
     """A register tile of ``rows`` x ``columns`` outputs of one channel block, all unrolled.
 
-    ``taps_outer`` is the order of the sums' loops. See ``template.schedule_template``.
+    ``taps_outer`` is the order of the sums' loops. With ``bands`` one channel block of ``band``
+    rows of tiles is one unit of parallel work, and a thread takes neighbouring bands; else a unit
+    is one row of tiles, and a thread takes neighbouring channels. See ``template.schedule_template``.
     """
     n, c, h, w, i = schedule[out].op.axis
+    if bands:
+        band, h = schedule[out].split(h, cfg["rows"].val * cfg["band"].val)
     h_outer, h_inner = schedule[out].split(h, cfg["rows"].val)
     w_outer, w_inner = schedule[out].split(w, cfg["columns"].val)
-    schedule[out].reorder(n, c, h_outer, w_outer, h_inner, w_inner, i)
-    schedule[out].parallel(schedule[out].fuse(n, c, h_outer))
+    if bands:
+        schedule[out].reorder(n, band, c, h_outer, w_outer, h_inner, w_inner, i)
+        schedule[out].parallel(schedule[out].fuse(n, band, c))
+    else:
+        schedule[out].reorder(n, c, h_outer, w_outer, h_inner, w_inner, i)
+        schedule[out].parallel(schedule[out].fuse(n, c, h_outer))
     schedule[out].unroll(h_inner)
     schedule[out].unroll(w_inner)
     schedule[out].vectorize(i)

@@ -102,8 +102,9 @@ def compute(
 def tile(cfg: Any, stage: te.schedule.Stage) -> tir.IterVar:
     """Tile the output's stage by the knobs ``chunks`` x ``rows`` x ``columns``.
 
-    ``band`` rows of tiles are one unit of parallel work; ``pixels_outer`` puts the channels within
-    it. Returns the axis at which a tile's sums are computed.
+    ``chunks`` by ``band`` rows of tiles are one unit of parallel work. A thread takes neighbouring
+    units: those of some bands with ``pixels_outer``, else of some channels. Returns the axis at
+    which a tile's sums are computed.
     """
     chunks, rows, columns = (cfg[knob].val for knob in ("chunks", "rows", "columns"))
     n, k, h, w, o = stage.op.axis
@@ -114,7 +115,7 @@ def tile(cfg: Any, stage: te.schedule.Stage) -> tir.IterVar:
     inner = (h_outer, w_outer, k_inner, h_inner, w_inner, o)
     if cfg["pixels_outer"].val:
         stage.reorder(n, band, k_outer, *inner)
-        stage.parallel(stage.fuse(n, band))
+        stage.parallel(stage.fuse(n, band, k_outer))
     else:
         stage.reorder(n, k_outer, band, *inner)
         stage.parallel(stage.fuse(n, k_outer, band))

@@ -52,3 +52,17 @@ def schedule_template(
 
     traverse_inline(schedule, outs[0].op, callback)
     return schedule
+
+
+def tag_of(outs: Any, prefix: str) -> str | None:
+    """The tag that begins so of an operator that computes ``outs``."""
+    seen, waiting = set(), [out.op for out in outs]
+    while waiting:
+        op = waiting.pop()
+        if op in seen or not isinstance(op, te.ComputeOp):
+            continue
+        seen.add(op)
+        if op.tag.startswith(prefix):
+            return str(op.tag)
+        waiting += [tensor.op for tensor in op.input_tensors]
+    return None

@@ -16,7 +16,7 @@ from tvm.topi.utils import simplify
 from mobilenet_tvm.schedules.cuda import threads as of
 from mobilenet_tvm.schedules.cuda.target import LANES
 from mobilenet_tvm.schedules.layout import divisors, shape_of
-from mobilenet_tvm.schedules.template import schedule_template
+from mobilenet_tvm.schedules.template import schedule_template, tag_of
 
 # Of those that a MobileNet may leave alone: what follows a convolution is fused into it.
 ELEMENTWISE = (
@@ -68,7 +68,7 @@ def elementwise(outs: Any) -> te.Schedule | None:
 
 def window_pool(outs: Any) -> te.Schedule | None:
     """A sum or maximum a thread: an average over the rows of an image too large for one pooling."""
-    tag = _tag(outs, "pool")
+    tag = tag_of(outs, "pool")
     if not _blocked(outs) or tag is None:
         return None
     return schedule_template(outs, tag, _window, scope="local")
@@ -85,7 +85,7 @@ def _window(schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> None:
 
 def global_pool(outs: Any) -> te.Schedule | None:
     """A block's threads share the pixels of one or a few channel blocks; their sums meet."""
-    tag = _tag(outs, "adaptive_pool")
+    tag = tag_of(outs, "adaptive_pool")
     if not _blocked(outs) or tag is None:
         return None
     if shape_of(outs[0])[2:4] != (1, 1):
@@ -133,20 +133,6 @@ def _global(schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> None:
     schedule[sums].compute_at(stage, group)
     schedule[sums].reorder(*schedule[sums].op.reduce_axis, *schedule[sums].op.axis)
     schedule[sums].vectorize(schedule[sums].op.axis[-1])
-
-
-def _tag(outs: Any, prefix: str) -> str | None:
-    """The tag that begins so of an operator that computes ``outs``."""
-    seen, waiting = set(), [out.op for out in outs]
-    while waiting:
-        op = waiting.pop()
-        if op in seen or not isinstance(op, te.ComputeOp):
-            continue
-        seen.add(op)
-        if op.tag.startswith(prefix):
-            return str(op.tag)
-        waiting += [tensor.op for tensor in op.input_tensors]
-    return None
 
 
 def _deal_out(stage: te.schedule.Stage, axis: Any, extent: int, threads: int) -> Any:

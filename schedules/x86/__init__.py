@@ -11,7 +11,7 @@ from types import MappingProxyType
 from tvm.relay.op.strategy import x86 as stock
 
 from mobilenet_tvm.schedules.strategy import Backend, Template
-from mobilenet_tvm.schedules.x86 import depthwise, pointwise, stem
+from mobilenet_tvm.schedules.x86 import depthwise, pointwise, pool, stem
 from mobilenet_tvm.schedules.x86.layout import channel_block, is_x86
 
 BACKEND = Backend(
@@ -33,6 +33,10 @@ BACKEND = Backend(
             ),
             "stem": Template(stem.stem_conv2d, stem.schedule_stem_conv2d, stem.TASK),
         }
+    ),
+    schedules=(
+        (pool.WINDOW_POOLS, stock.schedule_pool_cpu, pool.window_pool),
+        (pool.GLOBAL_POOLS, stock.schedule_adaptive_pool_cpu, pool.global_pool),
     ),
 )
 

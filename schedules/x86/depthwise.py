@@ -19,8 +19,10 @@ from tvm import autotvm, te
 
 from mobilenet_tvm.schedules import depthwise as shared
 from mobilenet_tvm.schedules.template import schedule_template
+from mobilenet_tvm.schedules.layout import shape_of
 from mobilenet_tvm.schedules.x86.layout import channel_block
-from mobilenet_tvm.schedules.x86.template import define_row_tile
+from mobilenet_tvm.schedules.x86.model import window_cycles
+from mobilenet_tvm.schedules.x86.template import define_row_tile, this_core
 
 TASK = "depthwise_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_depthwise_NCHWc"
@@ -62,16 +64,33 @@ def depthwise_conv2d(
         padding,
         tag=TAG,
         channel_block=channel_block,
-        define_space=_define_space,
+        define_space=functools.partial(_define_space, data, kernel, strides),
     )
 
 
-def _define_space(cfg: Any, height: int, width: int, _taps: int, _stride: int) -> None:
+def _define_space(
+    data: te.Tensor,
+    kernel: te.Tensor,
+    strides: Any,
+    cfg: Any,
+    height: int,
+    width: int,
+    _taps: int,
+    _stride: int,
+) -> None:
+    shape, window = shape_of(data), shape_of(kernel)[2:4]
+    block = shape[4] if len(shape) == 5 else channel_block(shape[1])
+    vertical, horizontal = (int(stride) for stride in strides)
+    core = this_core()
+
+    def cycles(rows: int, columns: int) -> float:
+        return window_cycles(core, block, window, (vertical, horizontal), rows, columns)
+
     # taps_outer: the order of the sums' loops.
-    define_row_tile(cfg, height, width, "taps_outer")
+    define_row_tile(cfg, height, width, "taps_outer", cycles)
 
 
 @autotvm.register_topi_schedule(TASK)
 def schedule_depthwise_conv2d(cfg: Any, outs: Any) -> te.Schedule:
     """Schedule a depthwise convolution and the elementwise operators fused behind it."""
-    return schedule_template(outs, TAG, functools.partial(shared.schedule_tiles, cfg))
+    return schedule_template(outs, TAG, functools.partial(shared.schedule_tiles, cfg, bands=True))

@@ -10,6 +10,8 @@ from mobilenet_tvm.schedules.layout import largest_block
 # Accumulators a register tile may hold: 32 zmm (AVX-512) or 16 ymm/xmm registers, less what
 # the weights and the broadcast or shifted inputs need.
 _ACCUMULATORS = {16: 28, 8: 12, 4: 12}
+# Channels of half a vector: lanes of ymm registers, of which AVX-512 has 32 as well.
+_HALF = 8
 
 
 def lanes() -> int:
@@ -23,10 +25,15 @@ def max_accumulators() -> int:
 
 
 def channel_block(channels: int) -> int:
-    """Channels in one block: the largest divisor of ``channels`` that fits a vector.
+    """Channels in one block: a vector of them, else half a vector of AVX-512, else the largest
+    divisor of ``channels`` that fits a vector.
 
     It depends on nothing else, so the output of one layer is the input of the next as it is.
+    Half vectors leave no lane idle: 24 channels are three of 8, where two of 12 would idle a
+    quarter of the lanes.
     """
+    if channels % lanes() and channels % _HALF == 0:
+        return min(_HALF, lanes())
     return largest_block(channels, lanes())
 
 

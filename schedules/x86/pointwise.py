@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from tvm import autotvm, te
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
@@ -25,46 +25,69 @@ from mobilenet_tvm.schedules import pointwise as shared
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 from mobilenet_tvm.schedules.template import schedule_template
 from mobilenet_tvm.schedules.x86.layout import channel_block, max_accumulators
+from mobilenet_tvm.schedules.x86.model import Gemm, best_of, pointwise_cycles, sums_cycles
+from mobilenet_tvm.schedules.x86.template import bands, this_core, tile_sizes
 
 TASK = "pointwise_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_pointwise_NCHWc"
+# A register tile that takes so many times as long as the best one, by the model, is not tried.
+_HOPELESS: Final = 1.6
 
 
-def _define_space(cfg: Any, out_chunks: int, height: int, width: int) -> None:
+def _gemm(data: te.Tensor, kernel: te.Tensor) -> Gemm:
+    """The convolution's size, from tensors in NCHW/OIHW or in blocks."""
+    shape, weights = shape_of(data), shape_of(kernel)
+    channels = shape[1] * (shape[4] if len(shape) == 5 else 1)
+    filters = weights[0] * (weights[5] if len(weights) == 6 else 1)
+    in_block = shape[4] if len(shape) == 5 else channel_block(channels)
+    out_block = weights[5] if len(weights) == 6 else channel_block(filters)
+    return Gemm(channels, filters, shape[2], shape[3], in_block, out_block)
+
+
+def _define_space(gemm: Gemm, cfg: Any, out_chunks: int, height: int, width: int) -> None:
     """Knobs: the register tile ``chunks`` x ``rows`` x ``columns``, ``band``, ``pixels_outer``.
 
     ``band`` is how many rows of tiles one unit of parallel work has. All knobs are numbers,
     because AutoTVM's cost model learns from their values.
     """
-    limit = max_accumulators()
-    # One pixel needs many channel blocks to keep the FMA units busy.
-    tile = {
-        "chunks": divisors(out_chunks, 8 if height * width < 8 else 4),
-        "rows": [rows for rows in (1, 2) if rows <= height],
-        "columns": divisors(width, limit),
+    core = this_core()
+    knobs = {
+        # One pixel needs many channel blocks to keep the FMA units busy.
+        "chunks": divisors(out_chunks, 8 if height * width < 8 else 6),
+        "rows": [rows for rows in (1, 2, 4) if height % rows == 0],
+        "columns": tile_sizes(width, max_accumulators()),
+        "band": bands(height),
+        "pixels_outer": [0, 1],
     }
-    for knob, values in tile.items():
+    for knob, values in knobs.items():
         cfg.define_knob(knob, values)
-    cfg.define_knob("band", sorted({1, max(height // 8, 1), max(height // 2, 1)}))
-    cfg.define_knob("pixels_outer", [0, 1])
 
-    # Fewer than four sums cannot hide the latency of an FMA, unless there are no more: a prime
-    # width above the limit and an odd number of blocks leave tiles of one or two.
-    sizes = (math.prod(sizes) for sizes in itertools.product(*tile.values()))
-    fewest = min(4, max(size for size in sizes if size <= limit))
+    def cycles(values: Mapping[str, int]) -> float:
+        return pointwise_cycles(core, gemm, **values)
 
-    def keep(entity: Any) -> bool:
-        sums = entity["chunks"].val * entity["rows"].val * entity["columns"].val
-        return bool(sums <= limit and (sums >= fewest or entity["columns"].val == width))
+    def in_even_bands(values: Mapping[str, int]) -> bool:
+        rows = values["rows"] * values["band"]
+        return bool(values["pixels_outer"]) and height % rows == 0 and height // rows % 2 == 0
 
     if isinstance(cfg, ConfigSpace):
+        # A tile whose sums do not stay in registers, or that are too few to hide an FMA's latency,
+        # cannot win: measuring it would be time lost.
+        tiles = itertools.product(knobs["chunks"], knobs["rows"], knobs["columns"])
+        cost = {
+            tile: sums_cycles(core, gemm.out_block, tile[0], tile[1] * tile[2])
+            / (tile[0] * tile[1] * tile[2])
+            for tile in tiles
+        }
+        limit = _HOPELESS * min(cost.values())
+
+        def keep(entity: Any) -> bool:
+            return cost[tuple(entity[knob].val for knob in ("chunks", "rows", "columns"))] <= limit
+
         cfg.multi_filter(keep)
     if cfg.is_fallback:
-        # Untuned: one channel block by the widest row tile in half the registers.
-        columns = divisors(width, max(limit // 2, 4))[-1]
-        chunks = tile["chunks"][-1] if columns < 4 else 1
-        default = {"chunks": chunks, "rows": 1, "columns": columns, "band": 1, "pixels_outer": 0}
-        for knob, value in default.items():
+        # By bands, if an even number of them can be had (why: ``default_band``).
+        best = best_of(knobs, cycles, in_even_bands) or best_of(knobs, cycles)
+        for knob, value in best.items():
             cfg[knob] = OtherOptionEntity(value)
 
 
@@ -97,7 +120,12 @@ def pointwise_conv2d(
         ``[N, K/y, H, W, y]``, or ``[N, K, H, W]`` for 4-D data outside tuning.
     """
     return shared.compute(
-        cfg, data, kernel, tag=TAG, channel_block=channel_block, define_space=_define_space
+        cfg,
+        data,
+        kernel,
+        tag=TAG,
+        channel_block=channel_block,
+        define_space=functools.partial(_define_space, _gemm(data, kernel)),
     )
 
 

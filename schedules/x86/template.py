@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable
 from typing import Any
 
 from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 
 from mobilenet_tvm.schedules.layout import divisors
-from mobilenet_tvm.schedules.x86.layout import max_accumulators
+from mobilenet_tvm.schedules.x86.layout import lanes, max_accumulators
+from mobilenet_tvm.schedules.x86.model import Core
 
 
-def define_row_tile(cfg: Any, height: int, width: int, other_knob: str) -> None:
-    """Knobs ``rows`` x ``columns``, an output tile that fits the registers, and a switch.
+def this_core() -> Core:
+    """The current target's core."""
+    return Core(lanes=lanes(), registers=32 if lanes() == 16 else 16)
 
-    The untuned default is the widest single row that leaves half the registers to weights and
-    inputs, with the switch on. All knobs are numbers, because AutoTVM's cost model learns from
-    their values.
+
+def tile_sizes(width: int, limit: int) -> list[int]:
+    """Sizes up to ``limit`` of equal tiles of ``width`` pixels, ascending.
+
+    Where no divisor makes a tile of four pixels (a prime width), sizes whose last tile is a few
+    pixels short are among them: those pixels cost a branch in the loop.
+    """
+    sizes = divisors(width, limit)
+    if sizes[-1] < min(4, width):
+        parts = range(-(-width // limit), -(-width // 4) + 1)
+        sizes = sorted({*sizes, *(-(-width // count) for count in parts)})
+    return sizes
+
+
+def bands(height: int) -> list[int]:
+    """Heights of bands of rows that are units of parallel work, ascending."""
+    return sorted({1, *(max(height // parts, 1) for parts in (8, 4, 2, 1))})
+
+
+def default_band(height: int) -> int:
+    """Rows of a band: an even number of bands, at most eight, of equal height.
+
+    So two threads have equal shares, and each finds the rows that it wrote itself in its own L2,
+    in every layer alike. An odd height has one band: threads share the channels.
+    """
+    return next((height // count for count in (8, 4, 2) if height % count == 0), height)
+
+
+def define_row_tile(
+    cfg: Any, height: int, width: int, other_knob: str, cycles: Callable[[int, int], float]
+) -> None:
+    """Knobs ``rows`` x ``columns``, an output tile that fits the registers, ``band``, and a switch.
+
+    ``band`` rows of tiles are one unit of parallel work. The untuned default is the tile of the
+    fewest ``cycles(rows, columns)`` for an output, in bands of ``default_band``, with the switch
+    on. All knobs are numbers, because AutoTVM's cost model learns from their values.
     """
     limit = max_accumulators()
-    cfg.define_knob("rows", [rows for rows in (1, 2) if height % rows == 0])
-    cfg.define_knob("columns", divisors(width, limit))
+    rows = [rows for rows in (1, 2) if height % rows == 0]
+    columns = tile_sizes(width, limit)
+    cfg.define_knob("rows", rows)
+    cfg.define_knob("columns", columns)
+    cfg.define_knob("band", bands(height))
     cfg.define_knob(other_knob, [1, 0])
     if isinstance(cfg, ConfigSpace):
         cfg.multi_filter(lambda entity: entity["rows"].val * entity["columns"].val <= limit)
     if cfg.is_fallback:
-        cfg["rows"] = OtherOptionEntity(1)
-        cfg["columns"] = OtherOptionEntity(divisors(width, max(limit // 2, 4))[-1])
+        tiles = [tile for tile in itertools.product(rows, columns) if math.prod(tile) <= limit]
+        best = min(tiles, key=lambda tile: cycles(*tile))
+        for knob, value in zip(("rows", "columns"), best, strict=True):
+            cfg[knob] = OtherOptionEntity(value)
+        cfg["band"] = OtherOptionEntity(default_band(height // best[0]))
         cfg[other_knob] = OtherOptionEntity(1)
