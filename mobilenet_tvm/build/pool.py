@@ -24,10 +24,11 @@ from mobilenet_tvm.targets import Preset
 SET_THREADS: Final = "mobilenet_tvm_set_threads"
 # What c/pool.c takes of libc, beside what any kernel may.
 SYMBOLS: Final = frozenset(
-    """
-    atoi clock_gettime close getenv getpid open pthread_create pthread_join pthread_sigmask read
-    sched_yield sigfillset snprintf strtol syscall
-    """.split()
+    [
+        *("pthread_create", "pthread_join", "pthread_sigmask", "sigfillset", "sched_yield"),
+        *("syscall", "getpid", "getenv", "strtol", "clock_gettime"),
+        *("open", "read", "close", "snprintf"),
+    ]
 )
 _LAUNCH: Final = "__TVMBackendParallelLaunch"
 _BARRIER: Final = "__TVMBackendParallelBarrier"
@@ -78,7 +79,7 @@ def with_pool(objects: Sequence[str], preset: Preset, objcopy: Path) -> list[str
 
 
 def pool_object(arch: str) -> Path:
-    """The compiled pool for ``x86_64`` or ``aarch64``, built on first use (0.2 s). Raises as above."""
+    """The compiled pool for ``x86_64`` or ``aarch64``, built on first use. Raises as ``with_pool``."""
     source = (importlib.resources.files("mobilenet_tvm.build") / "c" / "pool.c").read_bytes()
     options = (*_OPTIONS, *_ARCH_OPTIONS[arch])
     digest = hashlib.sha256(source + " ".join(options).encode()).hexdigest()[:16]

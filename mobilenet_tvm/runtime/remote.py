@@ -67,7 +67,7 @@ def load_remote(session: BoardSession, artifact: Path, threads: int | None = Non
     Args:
         session: it must live as long as the module.
         artifact: the ``.so``, with its ``.manifest.json`` beside it.
-        threads: of the artifact's thread pool on the board (``runtime.load``); None leaves it as is.
+        threads: of the artifact's thread pool, as for ``runtime.load``; None leaves it as is.
 
     Raises:
         UsageError: the artifact is damaged, or for another machine or CPU than the board.

@@ -5,7 +5,6 @@
  * that sleeps, is not scheduled or (in a forked child) does not exist costs time, never the result.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -15,21 +14,13 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#ifndef TASKS_PER_THREAD
-#define TASKS_PER_THREAD 1
-#endif
-#ifndef SPIN_NS
-#define SPIN_NS 200000 /* that a worker looks for tasks before it sleeps */
-#endif
-#ifndef PAUSE_NS
-#define PAUSE_NS 50000 /* and of them, those in which it keeps its core to itself */
-#endif
 enum {
+    SPIN_NS = 200000, /* that a worker looks for tasks before it sleeps */
+    PAUSE_NS = 50000, /* and of them, those in which it keeps its core to itself */
     MAX_TASKS = 64,
     LINE = 128, /* bytes that cores pass on together: two cache lines, for x86 prefetches pairs */
     POLLS = 64, /* looks between two looks at the clock */
@@ -147,12 +138,12 @@ __attribute__((noinline)) static void tell(int task) {
 
 /* Run tasks until none is left. Returns how many. */
 static int run_tasks(int index) {
-    const uint64_t own = ((UINT64_C(1) << TASKS_PER_THREAD) - 1) << index * TASKS_PER_THREAD;
+    const uint64_t own = UINT64_C(1) << index;
     uint64_t todo;
     int count = 0;
     while ((todo = atomic_load_explicit(&pool.todo, memory_order_relaxed)) != 0) {
         /* Its own first: the same rows of every layer are then in the same core's cache. */
-        const int task = __builtin_ctzll(todo & own ? todo & own : todo);
+        const int task = todo & own ? index : __builtin_ctzll(todo);
         const uint64_t bit = UINT64_C(1) << task;
         if (!(atomic_fetch_and_explicit(&pool.todo, ~bit, memory_order_acquire) & bit)) {
             continue;
@@ -248,17 +239,15 @@ static int launch(Lambda lambda, void *data, int tasks) {
     if (width == 0) {
         width = choose_width();
     }
-    if (width == 1 || tasks == 1 || tasks > MAX_TASKS) {
-        return run_here(lambda, data, tasks > 0 ? tasks : 1);
-    }
-    if (atomic_exchange_explicit(&pool.busy, 1, memory_order_acquire) != 0) {
+    if (width == 1 || tasks == 1 || tasks > MAX_TASKS ||
+        atomic_exchange_explicit(&pool.busy, 1, memory_order_acquire) != 0) {
         return run_here(lambda, data, tasks > 0 ? tasks : 1);
     }
     if (pool.width != width) {
         resize(width);
     }
     if (tasks <= 0) {
-        tasks = clamp((int64_t)width * TASKS_PER_THREAD);
+        tasks = width; /* twice and four times as many gained nothing on V1 and V3 */
     }
     pool.lambda = lambda;
     pool.data = data;
