@@ -79,7 +79,7 @@ def with_pool(objects: Sequence[str], preset: Preset, objcopy: Path) -> list[str
 
 
 def pool_object(arch: str) -> Path:
-    """The compiled pool for ``x86_64`` or ``aarch64``, built on first use. Raises as ``with_pool``."""
+    """The compiled pool for ``x86_64`` or ``aarch64``, made once. Raises as ``with_pool`` does."""
     source = (importlib.resources.files("mobilenet_tvm.build") / "c" / "pool.c").read_bytes()
     options = (*_OPTIONS, *_ARCH_OPTIONS[arch])
     digest = hashlib.sha256(source + " ".join(options).encode()).hexdigest()[:16]

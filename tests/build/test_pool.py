@@ -85,7 +85,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def plain(library: Path, program: str, *, env: dict[str, str] | None = None) -> list[str]:
+def plain(library: Path, program: str) -> list[str]:
     """Run a program with TVM's runtime alone; what it printed."""
     given = {k: v for k, v in os.environ.items() if k not in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")}
     given["OPENBLAS_NUM_THREADS"] = "1"
@@ -94,7 +94,7 @@ def plain(library: Path, program: str, *, env: dict[str, str] | None = None) -> 
         capture_output=True,
         text=True,
         timeout=60,
-        env={**given, **(env or {})},
+        env=given,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -117,15 +117,27 @@ def test_every_number_of_threads_gives_the_same(library: Path) -> None:
 
 
 def test_threads_come_from_the_environment_and_only_when_they_are_needed(library: Path) -> None:
-    program = "assert right(run()); print(threads() - before, threads() - before < cpus)"
-    assert plain(library, program, env={"TVM_NUM_THREADS": "1"}) == ["0 True"]
-    assert plain(library, program, env={"OMP_NUM_THREADS": "1"}) == ["0 True"]
-    both = {"TVM_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}
-    workers = min(2, len(os.sched_getaffinity(0))) - 1
-    assert plain(library, program, env=both) == [f"{workers} True"]
-    one_core = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    assert plain(library, one_core + program) == ["0 True"]
-    assert plain(library, "print(threads() - before)") == ["0"]
+    program = """
+    assert threads() == before  # none when it is loaded
+    cases = [
+        (1, {"TVM_NUM_THREADS": "1"}, cpus),
+        (1, {"OMP_NUM_THREADS": "1"}, cpus),
+        (2, {"TVM_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}, cpus),
+        (1, {"TVM_NUM_THREADS": "none"}, cpus),
+        (2, {"TVM_NUM_THREADS": "2"}, 1),
+        (1, {}, 1),
+    ]
+    for count, environment, allowed in cases:
+        child = os.fork()
+        if child == 0:
+            os.environ.update(environment)
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:allowed])
+            os._exit(0 if right(run()) and threads() == min(count, allowed) else 1)
+        assert os.waitpid(child, 0)[1] == 0, (count, environment, allowed)
+    assert right(run()) and threads() - before < cpus
+    print("chosen")
+    """
+    assert plain(library, program) == ["chosen"]
 
 
 def test_a_failure_in_a_worker_reaches_the_caller(library: Path) -> None:
