@@ -14,7 +14,7 @@ from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threa
 from mobilenet_tvm.bench.gpu import compare_on_gpu, require_gpu
 from mobilenet_tvm.bench.gpu_peers import PEERS, installed_version
 from mobilenet_tvm.bench.gpu_results import GpuBenchResult, gpu_table
-from mobilenet_tvm.bench.layer_table import layer_table
+from mobilenet_tvm.bench.layer_table import print_layers
 from mobilenet_tvm.bench.layers import profile_layers
 from mobilenet_tvm.bench.protocol import ContenderKind
 from mobilenet_tvm.bench.reference import reference_model
@@ -134,7 +134,7 @@ def _profile(args: argparse.Namespace, threads: Sequence[int], out: Output) -> d
             profile = profile_layers(
                 path, threads=count, rounds=args.rounds, seed=args.seed, on_round=say
             )
-        out.console.print(layer_table(profile))
+        print_layers(out.console, profile)
         for warning in profile.warnings:
             out.warn(warning)
         profiles.append(profile.as_dict())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from mobilenet_tvm.bench.layers import NEAR_ROOFLINE, Layer, LayerProfile
@@ -80,6 +82,15 @@ def _total(profile: LayerProfile) -> list[str]:
     ]
 
 
+def print_layers(console: Console, profile: LayerProfile) -> None:
+    """The table, as wide as it is where nobody's terminal limits it."""
+    view = layer_table(profile)
+    if not console.is_terminal:
+        options = console.options.update(max_width=1000)
+        console = Console(file=console.file, width=Measurement.get(console, options, view).maximum)
+    console.print(view)
+
+
 def _us(value_us: float) -> str:
     return f"{value_us:.0f}" if value_us >= 100 else f"{value_us:.1f}"
 
@@ -91,6 +102,7 @@ def _caption(profile: LayerProfile) -> str:
         f"end to end {whole:.0f} us ({profile.p5_us:.0f}-{profile.p95_us:.0f}): the kernels "
         f"together {profile.kernels_us:.0f} us, between them {profile.between_us:.1f} us "
         f"({profile.between_us / whole:.1%}); called from Python {profile.from_python_us:.0f} us",
+        *_launch(profile),
         f"{profile.near_roofline:.0%} of the kernels' time is within {NEAR_ROOFLINE - 1:.0%} of "
         "its roofline (F: by FLOPs, b: by bytes)",
         f"{profile.machine}; peak {profile.peak_gflops:.0f} GFLOP/s a core; reading, GB/s: "
@@ -98,3 +110,12 @@ def _caption(profile: LayerProfile) -> str:
         f"medians of {profile.samples} inferences in {profile.rounds} rounds",
     ]
     return escape("\n".join(lines))
+
+
+def _launch(profile: LayerProfile) -> list[str]:
+    if profile.launch_us is None:
+        return []
+    return [
+        f"a launch of {profile.threads} threads takes {profile.launch_us:.2f} us, in the kernels' "
+        "times"
+    ]

@@ -24,7 +24,7 @@ from mobilenet_tvm.bench.bandwidth import Bandwidth, measure_bandwidth
 from mobilenet_tvm.bench.noise import NOISY, NoiseMeter
 from mobilenet_tvm.bench.process import WorkerProcess
 from mobilenet_tvm.bench.results import Noise
-from mobilenet_tvm.bench.roofline import Bound, Work, bound_of, model_bytes, work_of
+from mobilenet_tvm.bench.roofline import Bound, Work, axis_sizes, bound_of, model_bytes, work_of
 from mobilenet_tvm.build.manifest import LayerInfo, Manifest, TuningInfo
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records.lines import autotvm_knobs, parse_line
@@ -80,8 +80,10 @@ class LayerProfile:
     ``kernels_us`` of the kernels of one inference together, timed one by one in turns with them;
     ``between_us`` the median difference, round by round: what the executor takes between its
     kernels. ``from_python_us`` is of an inference that Python calls, which has to get its own
-    code back into the caches. ``near_roofline`` is the part of the kernels' time spent in such as
-    take less than ``NEAR_ROOFLINE`` times their roofline. ``peak_gflops`` is one core's.
+    code back into the caches. ``launch_us`` is what of a kernel's time goes to starting and
+    joining its threads; None at one thread, and where they are not TVM's to start.
+    ``near_roofline`` is the part of the kernels' time spent in such as take less than
+    ``NEAR_ROOFLINE`` times their roofline. ``peak_gflops`` is one core's.
     """
 
     artifact: str
@@ -96,6 +98,7 @@ class LayerProfile:
     kernels_us: float
     between_us: float
     from_python_us: float
+    launch_us: float | None
     near_roofline: float
     rounds: int
     samples: int
@@ -159,12 +162,13 @@ def profile_layers(
 
 @dataclass
 class _Timed:
-    """Microseconds of each round: ``[inferences, kernels]``, ``[inferences]`` and the same from
-    Python."""
+    """Microseconds of each round: ``[inferences, kernels]``, ``[inferences]``, the same from
+    Python, and a launch."""
 
     kernels_us: list[_Times] = dataclasses.field(default_factory=list)
     inference_us: list[_Times] = dataclasses.field(default_factory=list)
     from_python_us: list[_Times] = dataclasses.field(default_factory=list)
+    launch_us: list[float] = dataclasses.field(default_factory=list)
 
 
 def _run(
@@ -198,6 +202,8 @@ def _run(
             timed.kernels_us.append(_array(walked.kernels_us))
             timed.inference_us.append(_array(walked.inference_us))
             timed.from_python_us.append(np.array(measured.times_ms) * 1e3)
+            if walked.launch_us is not None and threads > 1:
+                timed.launch_us.append(walked.launch_us)
             if on_round is not None:
                 on_round(done)
 
@@ -251,6 +257,7 @@ def _summarize(
         kernels_us=float(np.median(kernels_us.sum(1))),
         between_us=float(np.median(between_us)),
         from_python_us=float(np.median(np.concatenate(timed.from_python_us))),
+        launch_us=float(np.median(timed.launch_us)) if timed.launch_us else None,
         near_roofline=sum(near) / sum(one.median_us for one in layers),
         rounds=len(timed.kernels_us),
         samples=len(kernels_us),
@@ -297,13 +304,18 @@ def _layer(
 
 
 def label_of(kernel: WalkedKernel, info: LayerInfo) -> str:
-    """``pointwise 1x1 512->512 @ 14x14``; of what is no layer its operators, and what it reads."""
+    """``pointwise 1x1 512->512 @ 14x14``; of what is no layer ``global_avg_pool2d 96 @ 14x14``: its
+    operators, and the channels and size of the largest activation that it reads."""
     # What TVM appends where a name comes twice, in the module or in the graph.
     operators = re.sub(r"(_\d+)+$", "", kernel.name.removeprefix("tvmgen_default_fused_"))
     if info.task is not None:
         return f"{info.task} + add" if operators.endswith("_add_add") else info.task
-    shape = max((one.shape for one in kernel.operands if not one.weight), key=math.prod)
-    return f"{operators.removeprefix('nn_')} {'x'.join(map(str, shape))}"
+    read = max((one for one in kernel.operands if not one.weight), key=lambda one: one.size_bytes)
+    sizes = axis_sizes(info.layout, read.shape)
+    what = "x".join(map(str, read.shape))
+    if set("CHW") <= sizes.keys():
+        what = f"{sizes['C']} @ {sizes['H']}x{sizes['W']}"
+    return f"{operators.removeprefix('nn_')} {what}"
 
 
 def schedule_of(info: LayerInfo) -> str:

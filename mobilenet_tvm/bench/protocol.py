@@ -98,10 +98,11 @@ class Walk(msgspec.Struct, frozen=True, tag=True):
 
 class Walked(msgspec.Struct, frozen=True, tag=True):
     """Microseconds: ``kernels_us`` is ``[inferences, kernels]``, ``inference_us``
-    ``[inferences]``."""
+    ``[inferences]``, ``launch_us`` of threads that do nothing, None where that is not known."""
 
     kernels_us: Array
     inference_us: Array
+    launch_us: float | None
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -17,8 +17,7 @@ from typing import Any
 from mobilenet_tvm.bench.bandwidth import Bandwidth, Level
 from mobilenet_tvm.build.manifest import LayerInfo
 
-# In the model's order and in ONNX's own terms a kernel may be any of these; only of the direct
-# ones the number of weights tells the arithmetic.
+# A kernel whose weights are more than the layer's: their number does not tell the arithmetic.
 _INDIRECT = "winograd"
 
 
@@ -66,18 +65,25 @@ def _flops(kernel: Any, info: LayerInfo) -> int | None:
     if info.task is None or _INDIRECT in kernel.name:
         return None
     shape = kernel.output.shape
-    channels = shape[-1]
-    axes = re.findall("[A-Za-z]", info.layout)
-    if len(axes) == len(shape):
-        sizes = [size for axis, size in zip(axes, shape, strict=True) if axis in "Cc"]
-        channels = math.prod(sizes)
-    elif len(shape) > 2:
+    channels = axis_sizes(info.layout, shape).get("C", shape[-1] if len(shape) <= 2 else 0)
+    if not channels:
         return None
     positions = math.prod(shape) // channels
     # A bias has one number a channel, a factor one in all: both are no weights.
     counts = [math.prod(one.shape) for one in kernel.operands if one.weight]
     weights = sum(count for count in counts if count > channels)
     return 2 * positions * weights or None
+
+
+def axis_sizes(layout: str, shape: Sequence[int]) -> dict[str, int]:
+    """``NCHW16c`` -> the sizes of N, C, H and W, blocks counted in; nothing if it does not fit."""
+    axes = re.findall("[A-Za-z]", layout)
+    if len(axes) != len(shape):
+        return {}
+    sizes: dict[str, int] = {}
+    for axis, size in zip(axes, shape, strict=True):
+        sizes[axis.upper()] = sizes.get(axis.upper(), 1) * size
+    return sizes
 
 
 def model_bytes(kernels: Sequence[Any]) -> int:

@@ -125,7 +125,8 @@ class LayersRunner:
         for name in sorted(ways, reverse=request.kernels_first):
             ways[name](request.warmup)
             found[name] = ways[name](request.inferences)
-        return protocol.Walked(_wired(found["kernels"]), _wired(found["inference"]))
+        kernels_us, inference_us = _wired(found["kernels"]), _wired(found["inference"])
+        return protocol.Walked(kernels_us, inference_us, self._walk.launch_us())
 
 
 class OnnxRuntimeRunner:

@@ -27,7 +27,8 @@ from mobilenet_tvm.runtime.module import Array, check_inputs, open_library
 
 _SOURCE = Path(__file__).with_name("walk.c")
 _DL_TENSOR = 7  # kTVMDLTensorHandle (tvm/runtime/c_runtime_api.h)
-_CALLS_TO_READ_CLOCK = 1000
+_LAUNCH = "__TVMBackendParallelLaunch"
+_CALLS_OF_OURS = 1000
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,19 @@ class Walk:
         if self._calls is None:
             self._calls = self._prepared()
         stamps = self._stamps(self._calls, len(self.kernels), inferences)
-        idle = (_Call * _CALLS_TO_READ_CLOCK)()
-        for call in idle:
-            call.run = ctypes.cast(self._native.nothing, ctypes.c_void_p).value
-        clock_ns = np.diff(self._stamps(idle, _CALLS_TO_READ_CLOCK, 1)).mean()
+        clock_ns = self._ns_of_each(self._native.nothing).mean()
         times: npt.NDArray[np.float64] = (np.diff(stamps) - clock_ns) / 1e3
         return times
+
+    def launch_us(self) -> float | None:
+        """Microseconds in which a kernel's threads are set going and have all ended, their work
+        left out; None where no kernel launches any through TVM's pointer (c_backend_api.h)."""
+        try:
+            pointer = ctypes.c_void_p.in_dll(self._library, _LAUNCH)
+        except ValueError:
+            return None
+        taken_ns = self._ns_of_each(self._native.launch_nothing, ctypes.addressof(pointer))
+        return float(np.median(taken_ns) - self._ns_of_each(self._native.nothing).mean()) / 1e3
 
     def inference_us(self, inferences: int) -> npt.NDArray[np.float64]:
         """``[inferences]``: microseconds of whole inferences as the executor runs them, one right
@@ -196,6 +204,14 @@ class Walk:
             raise DeviceError(f"{self.manifest.name} fails to run")
         times: npt.NDArray[np.float64] = np.diff(stamps) / 1e3
         return times
+
+    def _ns_of_each(self, kernel: Any, values: int | None = None) -> npt.NDArray[np.int64]:
+        """Of many calls of a kernel of ``walk.c``, one after the other."""
+        calls = (_Call * _CALLS_OF_OURS)()
+        for call in calls:
+            call.run, call.values = ctypes.cast(kernel, ctypes.c_void_p).value, values
+        taken: npt.NDArray[np.int64] = np.diff(self._stamps(calls, _CALLS_OF_OURS, 1)[0])
+        return taken
 
     def _stamps(self, calls: Any, count: int, inferences: int) -> npt.NDArray[np.int64]:
         stamps = np.full((inferences, count + 1), -1)  # every page is there before the clock runs
