@@ -17,8 +17,9 @@ from mobilenet_tvm import frontend, zoo
 from mobilenet_tvm.bench import layers
 from mobilenet_tvm.bench.__main__ import main
 from mobilenet_tvm.bench.bandwidth import Bandwidth
+from mobilenet_tvm.bench.layer_labels import label_of, schedule_of, short_config
 from mobilenet_tvm.bench.layer_table import print_layers
-from mobilenet_tvm.bench.layers import Layer, LayerProfile, label_of, schedule_of, short_config
+from mobilenet_tvm.bench.layers import Layer, LayerProfile
 from mobilenet_tvm.bench.results import Noise
 from mobilenet_tvm.bench.roofline import axis_sizes, bound_of, level_of, model_bytes, work_of
 from mobilenet_tvm.build.compile import compile_model
