@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -45,7 +46,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,41 @@ def zig(*arguments: str) -> None:
         text=True,
         env=environment,
     )
+
+
+def compiled(source: Path, folder: str, name: str, options: Sequence[str]) -> Path:
+    """What ``zig cc`` makes of a source of ours; kept in the cache as long as neither changes.
+
+    Args:
+        source: a ``.c`` of this package.
+        folder: in the cache.
+        name: that the file ends with, ``x86_64.so``; it says what for.
+        options: of ``zig cc``.
+
+    Raises:
+        DeviceError: it cannot be compiled, or the cache cannot be written.
+    """
+    digest = hashlib.sha256(source.read_bytes() + repr(options).encode()).hexdigest()[:12]
+    path = cache_dir() / folder / f"{source.stem}-{digest}-{name}"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            built = Path(scratch, name)
+            zig("cc", *options, "-o", str(built), str(source))
+            built.replace(path)  # whole, whoever else builds it meanwhile
+    except subprocess.CalledProcessError as error:
+        reason = ((error.stderr or "").strip().splitlines() or [str(error)])[0]
+        raise DeviceError(f"cannot compile {source.name}: {reason}") from None
+    except OSError as error:
+        raise DeviceError(
+            f"cannot write {path.parent}: {error.strerror or error}: set "
+            f"{CACHE_VARIABLE} to a folder that can be written"
+        ) from None
+    except ModuleNotFoundError as error:
+        raise DeviceError(str(error)) from None
+    return path
 
 
 class ShadowedTvmError(MobilenetTvmError):

@@ -14,6 +14,8 @@ from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threa
 from mobilenet_tvm.bench.gpu import compare_on_gpu, require_gpu
 from mobilenet_tvm.bench.gpu_peers import PEERS, installed_version
 from mobilenet_tvm.bench.gpu_results import GpuBenchResult, gpu_table
+from mobilenet_tvm.bench.layer_table import print_layers
+from mobilenet_tvm.bench.layers import profile_layers
 from mobilenet_tvm.bench.protocol import ContenderKind
 from mobilenet_tvm.bench.reference import reference_model
 from mobilenet_tvm.bench.results import BenchResult, table
@@ -57,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the model's file, where the artifact's manifest no longer leads to it",
     )
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="instead: time each kernel of one artifact, and say how far it is from what its "
+        "FLOPs and bytes take at least; for the CPU",
+    )
     parser.add_argument("--threads", metavar="N,...", help="default: 1 and all cores; not on a GPU")
     parser.add_argument(
         "--rounds", type=int, default=DEFAULT_ROUNDS, metavar="N", help="default: %(default)s"
@@ -67,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Time what was asked for, print the table, return the result as plain values."""
     peers, threads = parse_peers(args.against), parse_threads(args.threads)
+    if args.layers:
+        return _profile(args, threads, out)
     contenders, manifest = artifact_contenders(args.artifacts)
     on_gpu = _on_gpu(args.artifacts, args.target)
     if on_gpu:
@@ -101,6 +111,34 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     for warning in result.warnings:
         out.warn(warning)
     return result.as_dict()
+
+
+def _profile(args: argparse.Namespace, threads: Sequence[int], out: Output) -> dict[str, Any]:
+    """``--layers``: a table for each number of threads, all of them in the payload."""
+    others = ("against", "untuned", "cuda_graph", "onnx")
+    for option in others:
+        if getattr(args, option):
+            raise UsageError(f"--{option.replace('_', '-')}: --layers looks at one artifact alone")
+    if len(args.artifacts) > 1:
+        raise UsageError(f"--layers: {len(args.artifacts)} artifacts are named, give it one")
+    path = args.artifacts[0]
+    if _on_gpu([path], args.target):
+        raise UsageError(f"--layers is for the CPU, and {path} is for a GPU")
+    profiles = []
+    for count in threads:
+        with out.console.status("starting the worker", refresh_per_second=1) as status:
+
+            def say(done: int) -> None:
+                status.update(f"round {done} of {args.rounds} ({count} threads)")  # noqa: B023
+
+            profile = profile_layers(
+                path, threads=count, rounds=args.rounds, seed=args.seed, on_round=say
+            )
+        print_layers(out.console, profile)
+        for warning in profile.warnings:
+            out.warn(warning)
+        profiles.append(profile.as_dict())
+    return {"profiles": profiles}
 
 
 def _time_on_cpu(

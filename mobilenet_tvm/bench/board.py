@@ -1,7 +1,8 @@
 """The comparison on a board: contenders take turns in one session over TVM's RPC.
 
-All of them run in one process there on TVM's one thread pool, so that they do not fight for the
-cores as two runtimes would; a round's order is drawn anew, as in ``alternate``.
+All of them run in one process there. Each has a thread pool of its own, whose idle threads give the
+cores up a fraction of a millisecond after its turn, so that they do not fight for them as two
+runtimes would; a round's order is drawn anew, as in ``alternate``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mobilenet_tvm.bench.results import (
 )
 from mobilenet_tvm.build.manifest import Manifest, read_manifest
 from mobilenet_tvm.errors import DeviceError
+from mobilenet_tvm.runtime.module import set_threads
 
 if TYPE_CHECKING:
     from mobilenet_tvm.devices.rpc import BoardSession, RpcDevice
@@ -80,8 +82,7 @@ def compare_on_board(
     with open_board(device, cpu, wait_s) as session:
         order = random.Random(seed)
         for count in threads:
-            session.function("runtime.config_threadpool")(1, count)
-            lanes = [_load(session, label, path, seed) for label, path in artifacts]
+            lanes = [_load(session, label, path, seed, count) for label, path in artifacts]
             for _ in range(rounds):
                 for lane in order.sample(lanes, len(lanes)):
                     _round(session, lane)
@@ -125,13 +126,15 @@ def open_board(device: RpcDevice, cpu: str, wait_s: float = _WAIT_S) -> BoardSes
     raise DeviceError(f"no board with key {device.key} is {cpu} any more")
 
 
-def _load(session: BoardSession, label: str, path: Path, seed: int) -> _Lane:
+def _load(session: BoardSession, label: str, path: Path, seed: int, threads: int) -> _Lane:
     """Send an artifact, run it once on a random input, and see how long it takes."""
     manifest = read_manifest(path)
     with session.calls(limit_s=_LOAD_S):
         from tvm.contrib import graph_executor
 
-        module = graph_executor.GraphModule(session.upload(path)["default"](session.device()))
+        library = session.upload(path)
+        set_threads(library, threads, session.function("runtime.config_threadpool"))
+        module = graph_executor.GraphModule(library["default"](session.device()))
         for name, data in _inputs(manifest, seed).items():
             module.set_input(name, data)
         module.run()

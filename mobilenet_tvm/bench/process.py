@@ -33,7 +33,7 @@ _THREADING_VARIABLES = (
     "TVM_EXCLUDE_WORKER0",
 )
 
-_Reply = TypeVar("_Reply", protocol.Loaded, protocol.Prepared, protocol.Measured)
+_Reply = TypeVar("_Reply", protocol.Loaded, protocol.Prepared, protocol.Measured, protocol.Walked)
 
 
 def worker_environment(threads: int) -> dict[str, str]:

@@ -6,10 +6,12 @@ from typing import Literal
 
 import msgspec
 
-# Those after the first two run on this machine's GPU (``gpu_runners``).
+# "layers" is an artifact whose kernels can be timed one by one; those after it run on this
+# machine's GPU (``gpu_runners``).
 ContenderKind = Literal[
     "artifact",
     "onnxruntime",
+    "layers",
     "cuda-artifact",
     "cuda-artifact-graph",
     "cuda-onnxruntime",
@@ -85,6 +87,24 @@ class Measured(msgspec.Struct, frozen=True, tag=True):
     times_ms: tuple[float, ...]
 
 
+class Walk(msgspec.Struct, frozen=True, tag=True):
+    """Run ``warmup`` inferences, then ``inferences`` timed ones, both ways: as the executor does,
+    and kernel by kernel, which comes first with ``kernels_first``. Answered by ``Walked``."""
+
+    inferences: int
+    warmup: int
+    kernels_first: bool = False
+
+
+class Walked(msgspec.Struct, frozen=True, tag=True):
+    """Microseconds: ``kernels_us`` is ``[inferences, kernels]``, ``inference_us``
+    ``[inferences]``, ``launch_us`` of threads that do nothing, None where that is not known."""
+
+    kernels_us: Array
+    inference_us: Array
+    launch_us: float | None
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The request failed; ``usage`` when the user can mend it (a damaged artifact, say)."""
 
@@ -92,5 +112,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     usage: bool
 
 
-Request = Load | Prepare | Measure
-Reply = Loaded | Prepared | Measured | Failed
+Request = Load | Prepare | Measure | Walk
+Reply = Loaded | Prepared | Measured | Walked | Failed

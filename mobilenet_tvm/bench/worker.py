@@ -95,6 +95,40 @@ class ArtifactRunner(ModuleRunner):
         super().__init__(runtime.load(Path(path), threads=threads))
 
 
+class LayersRunner:
+    """An artifact of ours on the CPU, whose kernels are timed one by one. The number of threads is
+    the one that this process began with."""
+
+    def __init__(self, path: str, _threads: int) -> None:
+        from mobilenet_tvm.runtime.walk import open_walk
+
+        self._walk = open_walk(path)
+        self.inputs = tuple(
+            protocol.InputSpec(spec.name, spec.shape, spec.dtype)
+            for spec in self._walk.manifest.inputs
+        )
+
+    def prepare(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
+        """See ``Runner``."""
+        self._walk.set_inputs(dict(zip((spec.name for spec in self.inputs), arrays, strict=True)))
+        self._walk.timer()()
+        return list(self._walk.outputs().values())
+
+    def timer(self) -> Callable[[], object]:
+        """See ``Runner``."""
+        return self._walk.timer()
+
+    def walk(self, request: protocol.Walk) -> protocol.Walked:
+        """See ``protocol.Walk``."""
+        found: dict[str, AnyArray] = {}
+        ways = {"kernels": self._walk.times_us, "inference": self._walk.inference_us}
+        for name in sorted(ways, reverse=request.kernels_first):
+            ways[name](request.warmup)
+            found[name] = ways[name](request.inferences)
+        kernels_us, inference_us = _wired(found["kernels"]), _wired(found["inference"])
+        return protocol.Walked(kernels_us, inference_us, self._walk.launch_us())
+
+
 class OnnxRuntimeRunner:
     """An ONNX file in ONNX Runtime, all its optimisations on."""
 
@@ -143,6 +177,7 @@ class OnnxRuntimeRunner:
 RUNNERS: dict[str, Callable[[str, int], Runner]] = {
     "artifact": ArtifactRunner,
     "onnxruntime": OnnxRuntimeRunner,
+    "layers": LayersRunner,
 }
 
 
@@ -208,13 +243,20 @@ class Server:
             if isinstance(self._runner, GpuRunner):
                 self._round_trip = self._runner.round_trip(arrays)
                 round_trip_ms = _first_look(self._round_trip)
-            wired = (protocol.Array(a.shape, a.dtype.name, a.tobytes()) for a in outputs)
-            return protocol.Prepared(tuple(wired), inference_ms, round_trip_ms)
+            return protocol.Prepared(tuple(map(_wired, outputs)), inference_ms, round_trip_ms)
+        if isinstance(request, protocol.Walk):
+            if not isinstance(self._runner, LayersRunner):
+                raise UsageError("walk before load")
+            return self._runner.walk(request)
         infer = self._round_trip if request.copies else self._infer
         if infer is None:
             raise UsageError("measure before prepare")
         time_inferences(infer, request.warmup)
         return protocol.Measured(time_inferences(infer, request.inferences))
+
+
+def _wired(array: AnyArray) -> protocol.Array:
+    return protocol.Array(array.shape, array.dtype.name, array.tobytes())
 
 
 def _first_look(infer: Callable[[], object]) -> float:

@@ -23,6 +23,7 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
 from mobilenet_tvm import toolchain
+from mobilenet_tvm.build import pool
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.targets import Preset
 
@@ -52,6 +53,8 @@ class LinkError(DeviceError):
 def link(library: Any, path: Path, preset: Preset, *, linker: Sequence[str] | None = None) -> None:
     """Link a Relay factory module into ``path``, and check what came out.
 
+    On x86-64 and 64-bit ARM Linux the library brings its own thread pool (``build.pool``).
+
     Args:
         library: what ``relay.build`` made.
         path: the ``.so`` to write; for a preset of kind ``object`` the ``.tar`` of its objects,
@@ -69,7 +72,8 @@ def link(library: Any, path: Path, preset: Preset, *, linker: Sequence[str] | No
         command.append("-shared")
 
     def with_linker(output: str, objects: list[str], options: list[str] | None = None) -> None:
-        arguments = ["-o", output, *objects, *(options or [])]
+        linked = pool.with_pool(objects, preset, llvm_tool("llvm-objcopy"))
+        arguments = ["-o", output, *linked, *(options or [])]
         if command[0] == "zig":
             toolchain.zig(*command[1:], *arguments)
         else:
@@ -157,7 +161,7 @@ def check_library(path: Path, preset: Preset, *, name: str | None = None) -> Non
     unknown = [
         symbol
         for symbol in outside
-        if symbol not in _C_SYMBOLS and not _RUNTIME_SYMBOLS.fullmatch(symbol)
+        if symbol not in _C_SYMBOLS | pool.SYMBOLS and not _RUNTIME_SYMBOLS.fullmatch(symbol)
     ]
     # What the linker added itself from a libc that it names is the libc's to resolve.
     if unknown and not needed:

@@ -14,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.manifest import Manifest, read_manifest, sha256_file
+from mobilenet_tvm.build.pool import SET_THREADS
 from mobilenet_tvm.errors import CheckFailedError, UsageError
 from mobilenet_tvm.runtime import gpus
 from mobilenet_tvm.targets import missing_features
@@ -112,7 +113,8 @@ def load(
         device: ``emulated``: kernels for a GPU run on the emulator from now on, for all artifacts
             of this process and its children (``mobilenet_tvm.cuda``). None: on the GPU.
         cuda_graph: launch all kernels of an inference for a GPU at once.
-        threads: of TVM's thread pool, for all modules of this process; None leaves it as is.
+        threads: of the artifact's thread pool, wherever this process has loaded it (of TVM's, for
+            all modules, where it has none of its own: docs/threads.md); None leaves it as is.
         require_checked: refuse an artifact that never passed a parity check.
 
     Raises:
@@ -145,7 +147,7 @@ def load(
     from tvm.contrib import graph_executor
 
     if threads is not None:
-        _set_threads(threads)
+        set_threads(library, threads, tvm.get_global_func("runtime.config_threadpool"))
     if manifest.target.cuda_arch is not None:
         from mobilenet_tvm.runtime.cuda import open_module
 
@@ -248,11 +250,21 @@ def verify_checked(path: Path, manifest: Manifest) -> None:
         raise CheckFailedError(f"{path} {state}: run python -m mobilenet_tvm.check {path}")
 
 
-def _set_threads(threads: int) -> None:
-    import tvm
+def set_threads(library: Any, threads: int, of_tvm: Callable[[int, int], object]) -> None:
+    """Set the threads of an artifact's own pool, or else of the runtime's.
 
-    big_cores_first = 1
-    tvm.get_global_func("runtime.config_threadpool")(big_cores_first, threads)
+    Args:
+        library: the artifact's TVM module, here or on a board.
+        threads: the caller included.
+        of_tvm: ``runtime.config_threadpool`` of the runtime that holds the library.
+    """
+    try:
+        of_its_own = library.get_function(SET_THREADS, query_imports=True)
+    except AttributeError:  # a GPU's, a 32-bit board's, or one with no parallel kernel
+        big_cores_first = 1
+        of_tvm(big_cores_first, threads)
+    else:
+        of_its_own(threads)
 
 
 def _elf_machine(path: Path) -> str:

@@ -14,7 +14,13 @@ from mobilenet_tvm.devices.board import BoardInfo
 from mobilenet_tvm.devices.rpc import BoardSession
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.runtime import gpus
-from mobilenet_tvm.runtime.module import ForeignArtifactError, Module, machine_of, verify_file
+from mobilenet_tvm.runtime.module import (
+    ForeignArtifactError,
+    Module,
+    machine_of,
+    set_threads,
+    verify_file,
+)
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +67,7 @@ def load_remote(session: BoardSession, artifact: Path, threads: int | None = Non
     Args:
         session: it must live as long as the module.
         artifact: the ``.so``, with its ``.manifest.json`` beside it.
-        threads: of TVM's thread pool on the board, for this session; None leaves it as is.
+        threads: of the artifact's thread pool, as for ``runtime.load``; None leaves it as is.
 
     Raises:
         UsageError: the artifact is damaged, or for another machine or CPU than the board.
@@ -73,8 +79,7 @@ def load_remote(session: BoardSession, artifact: Path, threads: int | None = Non
     library, manifest = open_remote(session, artifact)
     with session.calls(limit_s=CALL_S):
         if threads is not None:
-            big_cores_first = 1
-            session.function("runtime.config_threadpool")(big_cores_first, threads)
+            set_threads(library, threads, session.function("runtime.config_threadpool"))
         executor = graph_executor.GraphModule(library["default"](session.device()))
     return RemoteModule(executor, manifest, session)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mobilenet_tvm.devices.cuda import AS_IN_THE_MODEL, FLUSH, ServedGpu
 from mobilenet_tvm.errors import DeviceError
+from mobilenet_tvm.runtime.module import set_threads
 from mobilenet_tvm.search.candidates import (
     SENT_NAME,
     Candidate,
@@ -269,11 +270,11 @@ def _load(session: BoardSession, sent: Sent, threads: int) -> tuple[Any, list[An
     """The kernel on the board, and the random data there."""
     import tvm
 
-    session.function("runtime.config_threadpool")(1, threads)
     if session.gpu and session.timing == "emulated":
         for source, digest in sent.sources:
             session.add_source(source, digest)
     module, device = session.upload(sent.path), session.device()
+    set_threads(module, threads, session.function("runtime.config_threadpool"))
     data = random_data(sent.tensors, len(sent.tensors) - 1)
     return module, [tvm.nd.array(one, device) for one in data]
 

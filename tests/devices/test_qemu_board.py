@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from mobilenet_tvm import targets, toolchain
+from mobilenet_tvm.build.link import link
 from mobilenet_tvm.devices.qemu import QemuRuntime, emulated_cpu
 from mobilenet_tvm.targets import probe
+from tests.build.test_pool import PLAIN, kernels
 
 
 def python(board: QemuRuntime, body: str, cpu: str = "cortex-a72") -> str:
@@ -160,6 +162,24 @@ def test_a_kernel_compiled_here_is_right_there(
         f"from mobilenet_tvm.targets import probe; probe.run_kernel({str(library)!r}); print('ok')"
     )
     assert python(board, run, preset.qemu) == "ok"
+
+
+def test_an_artifacts_own_threads_run_there(board: QemuRuntime, tmp_path: Path) -> None:
+    preset, library = targets.resolve("rpi3"), tmp_path / "kernels.so"
+    link(kernels(preset), library, preset)
+    body = PLAIN.replace("sys.argv[1]", repr(str(library))) + textwrap.dedent(
+        """
+        for count in (2, 1, 3):
+            set_threads(count)
+            assert always_right(200), count
+            assert threads() == before + min(count, cpus) - 1
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if always_right(20) else 1)
+        print(os.waitpid(child, 0)[1])
+        """
+    )
+    assert python(board, body, "cortex-a53") == "0"
 
 
 # No libc: zig would compile one first.

@@ -9,11 +9,9 @@ not ``qemu-user-static``).
 from __future__ import annotations
 
 import functools
-import hashlib
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,26 +85,5 @@ def harness(arch: str) -> Path:
 
 
 def _compiled(source: str, name: str, options: Sequence[str]) -> Path:
-    """What ``zig cc`` makes of a source of ours; kept as long as neither changes."""
-    code = Path(__file__).with_name(source)
-    digest = hashlib.sha256(code.read_bytes() + repr(options).encode()).hexdigest()[:12]
-    path = toolchain.cache_dir() / "estimate" / f"{code.stem}-{digest}-{name}"
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = Path(folder, name)
-            toolchain.zig("cc", *options, "-o", str(built), str(code))
-            built.replace(path)  # whole, whoever else builds it meanwhile
-    except subprocess.CalledProcessError as error:
-        reason = ((error.stderr or "").strip().splitlines() or [str(error)])[0]
-        raise DeviceError(f"cannot compile {source}: {reason}") from None
-    except OSError as error:
-        raise DeviceError(
-            f"cannot write {path.parent}: {error.strerror or error}: set "
-            f"{toolchain.CACHE_VARIABLE} to a folder that can be written"
-        ) from None
-    except ModuleNotFoundError as error:
-        raise DeviceError(str(error)) from None
-    return path
+    """A source of ours, compiled into the cache."""
+    return toolchain.compiled(Path(__file__).with_name(source), "estimate", name, options)

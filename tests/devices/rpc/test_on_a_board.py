@@ -29,13 +29,14 @@ from mobilenet_tvm.build.manifest import (
     sha256_file,
     write_manifest,
 )
+from mobilenet_tvm.build.pool import SET_THREADS
 from mobilenet_tvm.devices.board import board_info
 from mobilenet_tvm.devices.rpc import BoardLostError, BoardSession, RpcDevice
 from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.parity import check_artifact
 from mobilenet_tvm.parity.bisect import bisect
 from mobilenet_tvm.runtime import ForeignArtifactError, load_remote
-from mobilenet_tvm.runtime.remote import verify_board
+from mobilenet_tvm.runtime.remote import open_remote, verify_board
 from mobilenet_tvm.runtime.steps import Steps, _address, open_steps
 
 from .conftest import Serve, open_session
@@ -112,6 +113,18 @@ def test_it_computes_the_same_bits_as_here(session: BoardSession, network: Path)
         assert list(found) == ["logits"]
         assert found["logits"].tobytes() == expected["logits"].tobytes()
     there.timer()()
+
+
+def test_its_own_threads_are_set_there(session: BoardSession, network: Path) -> None:
+    library, _ = open_remote(session, network)
+    with session.calls(limit_s=60):
+        library.get_function(SET_THREADS, query_imports=True)(2)
+        with pytest.raises(AttributeError, match="no_such"):  # as in a library with no pool
+            library.get_function("no_such", query_imports=True)
+    inputs = feed(network)
+    expected = mobilenet_tvm.load(network).run(inputs)["logits"]
+    found = load_remote(session, network, threads=2).run(inputs)["logits"]
+    assert found.tobytes() == expected.tobytes()
 
 
 def test_an_input_that_does_not_fit_costs_no_session(session: BoardSession, network: Path) -> None:
