@@ -129,7 +129,8 @@ def schedule_tiles(
 
     ``taps_outer`` is the order of the sums' loops. With ``bands`` one channel block of ``band``
     rows of tiles is one unit of parallel work, and a thread takes neighbouring bands; else a unit
-    is one row of tiles, and a thread takes neighbouring channels. See ``template.schedule_template``.
+    is one row of tiles, and a thread takes neighbouring channels. See
+    ``template.schedule_template``.
     """
     n, c, h, w, i = schedule[out].op.axis
     if bands:

@@ -18,8 +18,8 @@ from typing import Any
 from tvm import autotvm, te
 
 from mobilenet_tvm.schedules import depthwise as shared
-from mobilenet_tvm.schedules.template import schedule_template
 from mobilenet_tvm.schedules.layout import shape_of
+from mobilenet_tvm.schedules.template import schedule_template
 from mobilenet_tvm.schedules.x86.layout import channel_block
 from mobilenet_tvm.schedules.x86.model import window_cycles
 from mobilenet_tvm.schedules.x86.template import define_row_tile, this_core

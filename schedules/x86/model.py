@@ -38,18 +38,21 @@ class Core:
 # coming. Weights come from L3 or from memory, whichever the model's size leaves.
 L2_BYTES_A_CYCLE: Final = 32.0
 L3_BYTES_A_CYCLE: Final = 16.0
-# An FMA's result is there after so many cycles; a sum waits for its last one.
-FMA_LATENCY: Final = 4.0
+# A sum waits for its last FMA, so a step of a tile takes at least an FMA's latency: four cycles,
+# of which a tile of few sums wants more, for its loads are late now and then.
+FMA_LATENCY: Final = 6.0
 # What a tile costs beside its sums: addresses, the first loads, the last stores.
 TILE_CYCLES: Final = 4.0
-# With one block of weights more pixels than these bring no reuse, and more lines to keep in L1:
-# measured, 14 pixels beat 28 by so much.
-WIDEST: Final = 16
-WIDE: Final = 1.05
+# A unit of parallel work begins with divisions that find its place.
+UNIT_CYCLES: Final = 120.0
+# At each block of input channels a tile meets as many new cache lines as its pixels fill. They
+# come while it computes, but for this times their square.
+NEW_LINES: Final = 0.02
+_LINE_BYTES: Final = 64
 # Pixels of several rows are not neighbours: more lines and pages at once.
 APART: Final = 1.05
 # With several blocks of 512 bits each pixel is broadcast to a register first.
-SEVERAL: Final = 1.03
+SEVERAL: Final = 1.04
 # LLVM holds so many weights of a window in registers, or loads each where it is used.
 _HELD_TAPS: Final = 9
 # What of the shorter one is not hidden when a loop waits for memory and computes.
@@ -103,8 +106,7 @@ def sums_cycles(core: Core, out_block: int, chunks: int, pixels: int) -> float:
     load = chunks * vector + pixels * 0.5
     if chunks > 1 and vector == 1.0:
         multiply *= SEVERAL
-    wide = WIDE if chunks == 1 and pixels > WIDEST else 1.0
-    return wide * max(multiply, load, FMA_LATENCY) if fits(core, chunks, pixels) else 2.5 * multiply
+    return max(multiply, load, FMA_LATENCY) if fits(core, chunks, pixels) else 2.5 * multiply
 
 
 def pointwise_cycles(
@@ -122,12 +124,19 @@ def pointwise_cycles(
     column_tiles = -(-gemm.width // columns)
     filter_tiles = -(-gemm.filters // (gemm.out_block * chunks))
     tiles = row_tiles * column_tiles * filter_tiles
+    pixels = rows * columns
+    lines = pixels * gemm.in_block * FLOAT_BYTES / _LINE_BYTES
     apart = APART if rows > 1 and columns < gemm.width else 1.0
     compute = (
         apart
         * tiles
-        * (gemm.channels * sums_cycles(core, gemm.out_block, chunks, rows * columns) + TILE_CYCLES)
+        * (
+            gemm.channels * sums_cycles(core, gemm.out_block, chunks, pixels)
+            + gemm.channels / gemm.in_block * NEW_LINES * lines**2
+            + TILE_CYCLES
+        )
     )
+    compute += UNIT_CYCLES * filter_tiles * -(-row_tiles // band)
 
     inputs = gemm.channels * gemm.height * gemm.width * FLOAT_BYTES
     weights = gemm.channels * gemm.filters * FLOAT_BYTES

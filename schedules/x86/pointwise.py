@@ -85,7 +85,7 @@ def _define_space(gemm: Gemm, cfg: Any, out_chunks: int, height: int, width: int
 
         cfg.multi_filter(keep)
     if cfg.is_fallback:
-        # By bands, if an even number of them can be had (why: ``default_band``).
+        # In an even number of bands, if it can be (why: ``default_band``).
         best = best_of(knobs, cycles, in_even_bands) or best_of(knobs, cycles)
         for knob, value in best.items():
             cfg[knob] = OtherOptionEntity(value)
