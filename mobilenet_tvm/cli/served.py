@@ -116,7 +116,10 @@ def serve_job(logs: Logs, args: argparse.Namespace, job: Job, out: Output) -> Se
     for log in logs.found:
         threads = job.threads if log.run is None else log.run.threads
         groups.setdefault(threads, []).extend(log.records)
-    order = sorted(groups, key=lambda count: abs(math.log(count / job.threads)))
+    order = sorted(groups, key=lambda count: (abs(math.log(count / job.threads)), -count))
+    if logs.shipped and not job.timed:
+        # Schedules for fewer threads may leave the others idle, which nothing would show here.
+        order = [count for count in order if count >= job.threads]
     # Of times that nobody measured another shape's would be a guess upon a guess.
     estimated = any(log.run is not None and log.run.timing != "measured" for log in logs.found)
     groups_in_order = [groups[count] for count in order]

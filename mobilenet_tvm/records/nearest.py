@@ -8,12 +8,14 @@ keeps the sums in registers and the FMA units busy.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mobilenet_tvm import toolchain
 from mobilenet_tvm.records.lines import Record, autotvm_knobs, autotvm_task
-from mobilenet_tvm.records.tasks import Task, knob_values
+from mobilenet_tvm.records.tasks import Task, default_config, knob_values
 
 # The knobs of our templates whose product is the register tile, in vectors.
 _TILE = ("chunks", "rows", "columns")
@@ -69,6 +71,31 @@ def fits(task: Task, record: Record) -> bool:
     if record.searcher != "autotvm":
         return True
     return bool(record_knobs(record).keys() == task.handle.config_space.space_map.keys())
+
+
+def is_default(record: Record) -> bool:
+    """Whether a record is of AutoTVM, and its configuration is what its layer runs untuned."""
+    if record.searcher != "autotvm":
+        return False
+    return _default_knobs(*autotvm_task(record), record.target) == record_knobs(record)
+
+
+@functools.lru_cache(maxsize=1024)
+def _default_knobs(template: str, arguments: tuple[Any, ...], target: str) -> dict[str, Any] | None:
+    """None where the template is not known any more, or has no default of its own."""
+    toolchain.activate()
+    import tvm
+    from tvm import autotvm
+
+    import mobilenet_tvm.schedules  # noqa: F401  (registers the templates)
+
+    try:
+        handle = autotvm.task.create(template, arguments, tvm.target.Target(target))
+        index = default_config(handle)
+    except Exception:  # a template of an older version fails as it likes
+        return None
+    space = handle.config_space
+    return None if index is None else knob_values(space.get(index), space)
 
 
 def knob_distance(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:

@@ -2,29 +2,29 @@
 
 A record of the very same layer serves it as it is. Where there is none, the nearest recorded
 shape of the same template lends its knobs: the nearest candidate of this layer's own space
-stands in, and its time is an estimate. A shape that is too far away lends nothing, nor one
-whose tile has no like here; such a layer runs the untuned default. So does a layer whose
-nearest shape was found to be best served by its own default: there the default knows best.
+stands in, and its time is an estimate. A shape lends only what was seen to be clearly faster than
+its own untuned default, whose time must be in the log as well; and nothing to what is too far
+away or has no such tile. Such a layer runs the untuned default.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.records.choose import CLEARLY, WRONG_OUTPUT, best_records, choose_records
 from mobilenet_tvm.records.lines import Record, autotvm_task, parse_line
-from mobilenet_tvm.records.nearest import fits, nearest_config, nearest_records, record_knobs
-from mobilenet_tvm.records.tasks import Task, default_config, knob_values
+from mobilenet_tvm.records.nearest import fits, is_default, nearest_config, nearest_records
+from mobilenet_tvm.records.tasks import Config, Task
 
-# Sums of |ln ratio| (``records.nearest``). With half the channels in and out and half the pixels
-# each way a pointwise layer is 3.5 away from another (the input's channels count twice), and
-# another stride of a depthwise layer with the padding that goes with it is 3.4.
-FAR = 3.6
+# Sums of |ln ratio| (``records.nearest``): with half the channels in and out a pointwise layer is
+# 2.1 away from another (the input's channels count twice), with half the pixels each way 1.4; and
+# a depthwise layer of another stride, with the padding that goes with it, 3.4.
+FAR = 2.5
+# How many times as fast as its own default a configuration must be to be lent.
+GAIN = 1.05
 # A tile of 14 vectors that becomes one of 16 is 0.27 away, one of 2 x 7 that becomes 1 x 14 is 1.4.
 FAR_KNOBS = 1.2
 
@@ -37,8 +37,8 @@ class Served:
         best: the record of each task that has one, by key. Those of ``transferred`` tasks are
             made up here: their configuration is another shape's, and their time an estimate.
         transferred: keys of the tasks that the nearest shape serves.
-        other_threads: keys of the tasks, whichever way served, whose record was measured with
-            another number of threads than the model will run on.
+        other_threads: keys of the tasks whose own record was measured with another number of
+            threads than the model will run on.
         stale: records of the tasks that are of another version of the templates.
     """
 
@@ -85,20 +85,16 @@ def serve(
         of_group |= dict.fromkeys(found, number)
     transferred: set[str] = set()
     if transfer:
-        targets = {task.target for task in tasks}
-        sources = [_sources([*group, *wrong], targets) for group in usable]
+        # Only of the right number of threads: how the work is shared out is part of a schedule.
+        source = _Source([*usable[0], *wrong] if usable else [])
         for task in tasks:
             if task.searcher != "autotvm" or task.key in best:
                 continue
-            for number, group in enumerate(sources):
-                near = _nearest(task, group, wrong)
-                if near is None:
-                    continue
-                if near.config != task.default:
-                    best[task.key] = near
-                    transferred.add(task.key)
-                    of_group[task.key] = number
-                break
+            barred = {record.config for record in wrong if record.key == task.key}
+            near = _nearest(task, source, barred)
+            if near is not None and near.config != task.default:
+                best[task.key] = near
+                transferred.add(task.key)
     others = frozenset(key for key, number in of_group.items() if number > 0)
     return Served(best, frozenset(transferred), others, stale)
 
@@ -109,52 +105,46 @@ def current(tasks: Iterable[Task], records: Iterable[Record]) -> list[Record]:
     return [one for one in records if one.key not in by_key or fits(by_key[one.key], one)]
 
 
-def _sources(records: Iterable[Record], targets: Collection[str]) -> list[Record]:
-    """The best records of every shape, for each target."""
-    by_target: dict[str, list[Record]] = {target: [] for target in targets}
-    for record in records:
-        if record.target in by_target:
-            by_target[record.target].append(record)
-    return [one for known in by_target.values() for one in best_records(known).values()]
-
-
-def _nearest(task: Task, sources: Iterable[Record], wrong: Iterable[Record]) -> Record | None:
-    """The task's own candidate that the nearest record proposes, the default where that record
-    is no better than its own; None where all are too far away."""
-    barred = {record.config for record in wrong if record.key == task.key}
-    own = [record for record in sources if record.target == task.target]
+def _nearest(task: Task, source: _Source, barred: Collection[Config]) -> Record | None:
+    """The task's own candidate that the nearest shape proposes: the default where that shape's
+    is as good as any; None where all shapes are too far away, or nobody knows what they gained."""
     ranked = []
-    for distance, record in nearest_records(task, own):
+    for distance, record in nearest_records(task, source.best(task.target)):
         if distance > FAR:
             break
+        gained = source.gain(record)
         near = nearest_config(task, record)
-        if near is not None and near[0] <= FAR_KNOBS and near[1] not in barred:
-            ranked.append((distance + near[0], record.key, record, near[1]))
+        if gained is None or near is None or near[0] > FAR_KNOBS or near[1] in barred:
+            continue
+        config = near[1] if gained >= GAIN or task.default is None else task.default
+        ranked.append((distance + near[0], record.key, record, config))
     if not ranked:
         return None
-    _, _, source, config = min(ranked, key=lambda entry: entry[:2])
-    if task.default is not None and is_default(source):
-        config = task.default
-    return _carried(task, source, config)
+    _, _, lender, config = min(ranked, key=lambda entry: entry[:2])
+    return _carried(task, lender, config)
 
 
-def is_default(record: Record) -> bool:
-    """Whether an AutoTVM record's configuration is what its layer runs untuned today."""
-    template, arguments = autotvm_task(record)
-    knobs = _default_knobs(template, arguments, record.target)
-    return knobs is not None and knobs == record_knobs(record)
+class _Source:
+    """Records whose times compare, as lenders."""
 
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._by_target: dict[str, list[Record]] = {}
+        for record in records:
+            self._by_target.setdefault(record.target, []).append(record)
+        self._best = {target: best_records(known) for target, known in self._by_target.items()}
 
-@functools.lru_cache(maxsize=1024)
-def _default_knobs(template: str, arguments: Any, target: str) -> dict[str, Any] | None:
-    toolchain.activate()
-    import tvm
-    from tvm import autotvm
+    def best(self, target: str) -> list[Record]:
+        """The fastest of every shape."""
+        return list(self._best.get(target, {}).values())
 
-    handle = autotvm.task.create(template, arguments, tvm.target.Target(target))
-    index = default_config(handle)
-    space = handle.config_space
-    return None if index is None else knob_values(space.get(index), space)
+    def gain(self, best: Record) -> float | None:
+        """How many times as fast as the untuned default the best record of a shape is; None where
+        the default was not measured."""
+        shape = [one for one in self._by_target[best.target] if one.key == best.key]
+        default = best_records(one for one in shape if is_default(one)).get(best.key)
+        if default is None or default.cost_s is None or best.cost_s is None:
+            return None
+        return default.cost_s / best.cost_s
 
 
 def _carried(task: Task, source: Record, config: int) -> Record:
