@@ -128,10 +128,11 @@ def run_best(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         logs, assume_same_machine=args.assume_same_machine or len(logs) == 1
     )
     with hold(args.output):
-        records = merging.distil_records(record for log in logs for record in log.records)
+        trials = [record for log in logs for record in log.records]
+        records = merging.with_defaults(merging.distil_records(trials), trials)
         if not records:
             raise UsageError("not one trial in the logs succeeded: tune first")
-        tried = merging.merge_records(record for log in logs for record in log.records)
+        tried = merging.merge_records(trials)
         run = merging.combine_runs(
             logs, trials=len(tried), failures=log_tables.failures(tried), searcher=searcher
         )

@@ -264,7 +264,7 @@ def _estimate_s(plan: Plan) -> float:
 
 def by_estimate(plan: Plan) -> tuple[bool, float]:
     """The least first; an estimate that leaves something out says nothing against a whole one."""
-    return plan.untuned > 0, plan.estimate_s
+    return plan.untuned > 0 or math.isinf(plan.estimate_s), plan.estimate_s
 
 
 def times(plan: Plan, other: Plan) -> str:

@@ -71,7 +71,10 @@ def find_logs(args: argparse.Namespace, job: Job, out: Output) -> Logs:
     logs = read_logs(given, out.warn)
     if shipped:
         logs = [log for log in logs if _is_for(log, job)]
-    else:
+    elif args.logs is None:
+        right = [log for log in logs if log.run is None or log.run.threads == job.threads]
+        logs = right or logs
+    if not shipped:
         _warn_of_foreign(logs, job, out)
     return Logs(tuple(_comparable(logs, out)), shipped)
 
@@ -189,20 +192,17 @@ def _comparable(logs: Sequence[Log], out: Output) -> list[Log]:
 def _warn_of_foreign(logs: Sequence[Log], job: Job, out: Output) -> None:
     """Say once that times are of another machine or thread count, and once that they are none."""
     here = targets.cpu_name()
-    of_threads = {log.run.threads for log in logs if log.run is not None}
     foreign: list[str] = []
     unmeasured: dict[str, list[str]] = {}
     for log in logs:
         run = log.run
         if run is None:
             continue
-        # Beside a log of the right number of threads another one only fills gaps.
-        threads = run.threads != job.threads and job.threads not in of_threads
         if run.timing != "measured":
             text = f"{log.path} holds {run.timing} times, not measured ones"
             unmeasured.setdefault(run.timing, []).append(text)
         # What is compiled for another machine is tuned on another machine.
-        elif threads or (run.cpu != here and job.preset.runs_here()):
+        elif run.threads != job.threads or (run.cpu != here and job.preset.runs_here()):
             foreign.append(f"{log.path} was measured on {run.cpu} with --threads {run.threads}")
     if foreign:
         out.warn(

@@ -115,15 +115,17 @@ def _rank(record: Record) -> tuple[int, float]:
 
 
 def distil_records(records: Iterable[Record]) -> list[Record]:
-    """The fastest successful record of each task, in the order the tasks first came, and after it
-    that of its untuned default: without that nobody can tell what the fastest one gains."""
-    records = list(records)
-    best = _best_by_target(records)
-    defaults = _best_by_target(
-        [one for one in records if one.error == WRONG_OUTPUT or is_default(one)]
-    )
-    both = ((record, defaults.get(place)) for place, record in best.items())
-    return [one for pair in both for one in dict.fromkeys(pair) if one is not None]
+    """The fastest successful record of each task, in the order the tasks first came."""
+    return list(_best_by_target(list(records)).values())
+
+
+def with_defaults(distilled: Iterable[Record], records: Iterable[Record]) -> list[Record]:
+    """The distilled records, and after each that of its task's untuned default, where that was
+    tried and is another one: without it nobody can tell what the fastest one gains."""
+    of_interest = [one for one in records if one.error == WRONG_OUTPUT or is_default(one)]
+    defaults = _best_by_target(of_interest)
+    pairs = ((best, defaults.get((best.target, best.key))) for best in distilled)
+    return [one for pair in pairs for one in dict.fromkeys(pair) if one is not None]
 
 
 def _best_by_target(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
