@@ -139,7 +139,7 @@ def serve_job(logs: Logs, args: argparse.Namespace, job: Job, out: Output) -> Se
         )
     if served.best:
         if logs.shipped or served.transferred:
-            out.line(f"records   {_summary(served, job, logs, [c for c in order if groups[c]])}")
+            out.line(f"records   {_summary(served, job, logs, order)}")
     elif logs.found and not logs.shipped:
         out.warn(
             f"none of the {len(logs.records)} records is of this model's tasks on "
@@ -165,9 +165,10 @@ def _summary(served: Served, job: Job, logs: Logs, order: Sequence[int]) -> str:
         text += f", {untuned} untuned"
     if any(log.run is not None and log.run.timing == "estimated" for log in logs.found):
         text += "; their times are estimates"
-    if foreign := len(keys & served.other_threads):
-        nearest = " and ".join(str(count) for count in order if count != job.threads)
-        text += f"; {foreign} of them were measured with --threads {nearest}, not {job.threads}"
+    threads = [order[served.groups[key]] for key in keys & served.groups.keys()]
+    if foreign := [count for count in threads if count != job.threads]:
+        counts = " or ".join(map(str, sorted(set(foreign))))
+        text += f"; {len(foreign)} of them were measured with --threads {counts}, not {job.threads}"
     return text
 
 

@@ -10,8 +10,8 @@ away or has no such tile. Such a layer runs the untuned default.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.records.choose import CLEARLY, WRONG_OUTPUT, best_records, choose_records
@@ -37,14 +37,13 @@ class Served:
         best: the record of each task that has one, by key. Those of ``transferred`` tasks are
             made up here: their configuration is another shape's, and their time an estimate.
         transferred: keys of the tasks that the nearest shape serves.
-        other_threads: keys of the tasks whose own record was measured with another number of
-            threads than the model will run on.
+        groups: of which group each task's own record is, by key.
         stale: records of the tasks that are of another version of the templates.
     """
 
     best: dict[str, Record]
     transferred: frozenset[str] = frozenset()
-    other_threads: frozenset[str] = frozenset()
+    groups: Mapping[str, int] = field(default_factory=dict)
     stale: int = 0
 
     @property
@@ -95,8 +94,7 @@ def serve(
             if near is not None and near.config != task.default:
                 best[task.key] = near
                 transferred.add(task.key)
-    others = frozenset(key for key, number in of_group.items() if number > 0)
-    return Served(best, frozenset(transferred), others, stale)
+    return Served(best, frozenset(transferred), of_group, stale)
 
 
 def current(tasks: Iterable[Task], records: Iterable[Record]) -> list[Record]:

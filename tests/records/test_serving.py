@@ -67,7 +67,7 @@ def test_a_record_of_its_own_serves_a_layer(measured: Mapping[str, Task]) -> Non
     served = serve([task], [records])
     assert served.best == served.exact == {task.key: records[0]}
     assert not served.transferred
-    assert not served.other_threads
+    assert served.groups == {task.key: 0}
 
 
 def test_the_nearest_shape_lends_its_tile_and_an_estimate(
@@ -154,11 +154,11 @@ def test_other_threads_serve_only_as_they_are(
     records = lent(lender, chunks=2, rows=2, columns=4)
     served = serve([lender, taker], [[], records])
     assert served.best == {lender.key: records[0]}
-    assert served.other_threads == {lender.key}
+    assert served.groups == {lender.key: 1}
     own = recorded(lender, lender.candidates[0], 9.0)  # however slow it is
     served = serve([lender], [[own], records])
     assert served.best == {lender.key: own}
-    assert not served.other_threads
+    assert served.groups == {lender.key: 0}
 
 
 def test_without_transfer_only_own_records_serve(
