@@ -20,7 +20,7 @@ import pytest
 
 from mobilenet_tvm import compile as compile_verb
 from mobilenet_tvm import tune
-from mobilenet_tvm.build import make_plans
+from mobilenet_tvm.build import make_plans, rivals
 from mobilenet_tvm.build.manifest import read_manifest, sha256_file
 from mobilenet_tvm.cli import artifact
 from mobilenet_tvm.cli import search as search_module
@@ -784,7 +784,8 @@ def test_ansor_then_both(tmp_path, compiles_nothing, monkeypatch, tiny_job, task
     # A random trial may fail, and then the layer is no candidate's: the logs tell.
     records = [record for log in (ours, ansor) for record in read_log(log, pytest.fail)]
     both = (*tiny_job.tasks, *tasks)
-    plans = make_plans(tiny_job.relay.module, both, choose_records(both, records))
+    best = choose_records(both, records)
+    plans = make_plans(tiny_job.relay.module, both, best) + rivals(tiny_job.tasks, best)
     names = [candidate["name"] for candidate in payload["decision"]]
     assert names == [plan.name for plan in plans]
     (chosen,) = [candidate for candidate in payload["decision"] if candidate["chosen"]]
