@@ -77,7 +77,7 @@ def test_a_row_says_how_far_the_served_build_is_from_the_tuned(
     (line,) = [one for one in text.splitlines() if one.startswith("| 0.75-192 ")]
     assert "| 11.000 | 10.000 | 13.000 | 1.100 (1.100-1.100) | 1.300 (1.300-1.300) |" in line
     assert line.endswith(f"| 12, 7, 20 | autotvm | {verdict} |")
-    head = [one for one in text.splitlines() if one.startswith("| V1 ")][0]
+    head = next(one for one in text.splitlines() if one.startswith("| V1 "))
     assert head.count("|") == line.count("|")
     # The verbs take what they are given.
     parsers = {"compile": compile_verb, "tune": tune}
