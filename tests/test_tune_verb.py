@@ -230,7 +230,8 @@ def wait_for_trials(process: subprocess.Popen[str], log: Path, count: int) -> No
 
 @pytest.mark.slow
 def test_interrupted_then_killed_then_finished(tmp_path):
-    options = (*TINY, "--tuner", "autotvm", "--trials", "2", "--no-bench")
+    # Else the untuned build may be the fastest, and is kept.
+    options = (*TINY, "--tuner", "autotvm", "--trials", "2", "--no-bench", "--require-tuned")
     log = log_of(tmp_path, 32)
 
     process = tune_process(tmp_path, *options, "--json")
