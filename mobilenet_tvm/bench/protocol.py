@@ -6,10 +6,17 @@ from typing import Literal
 
 import msgspec
 
-# Those after the first two run on this machine's GPU (``gpu_runners``).
+# Those from ``cuda-artifact`` on run on this machine's GPU (``gpu_runners``).
 ContenderKind = Literal[
     "artifact",
     "onnxruntime",
+    "openvino",
+    "openvino-default",
+    "litert",
+    "ncnn",
+    "mnn",
+    "cpu-torch",
+    "cpu-torch-compiled",
     "cuda-artifact",
     "cuda-artifact-graph",
     "cuda-onnxruntime",
