@@ -36,7 +36,11 @@ CPU_PEERS = {
         (("litert", ""),),
     ),
     "ncnn": Peer(
-        "ncnn", ("ncnn", "pnnx"), ("ncnn", "pnnx"), "pip install ncnn pnnx", (("ncnn", ""),)
+        "ncnn",
+        ("ncnn", "pnnx"),
+        ("ncnn", "pnnx"),
+        "pip install ncnn pnnx",
+        (("ncnn", ""), ("ncnn-default", "its default f16")),
     ),
     "mnn": Peer("MNN", ("MNN",), ("MNN",), "pip install MNN", (("mnn", ""),)),
     "torch": Peer(
@@ -143,6 +147,8 @@ def _rows(
         if kind == "cpu-torch-compiled" and not found.compiler:
             absent.append(Absent(label, "torch.compile needs a C++ compiler", "install g++"))
             continue
+        if kind == "ncnn-default":
+            precision = "f16"
         if kind == "openvino-default":
             precision = found.openvino_default
             if precision not in PRECISIONS or precision == "f32":

@@ -1,6 +1,6 @@
 """One model in another runtime on the CPU, in a worker's process.
 
-All compute in float32, but for ``openvino-default``. A path is a staged model's folder
+All compute in float32, but for ``openvino-default`` and ``ncnn-default``. A path is a staged model's folder
 (``conversions.stage``) or, where the runtime has a format of its own, the converted one's in it.
 Inputs and outputs stay where the runtime has them: what its user would copy or lay out anew for
 each inference is timed, and nothing else.
@@ -112,11 +112,15 @@ class LiteRtRunner(_ImageRunner):
 
 
 class NcnnRunner(_ImageRunner):
-    """ncnn with all its layouts and algorithms, its memory from pools."""
+    """ncnn with all its layouts and algorithms, its memory from pools.
+
+    ``default``: with the 16-bit storage and arithmetic that it has on by itself, where the CPU
+    has instructions for them.
+    """
 
     title = "ncnn"
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, *, default: bool = False) -> None:
         import ncnn
 
         super().__init__(path)
@@ -126,7 +130,7 @@ class NcnnRunner(_ImageRunner):
         options = self._net.opt
         options.num_threads = threads
         options.use_vulkan_compute = False
-        for name in dir(options):
+        for name in () if default else dir(options):
             if name.startswith(("use_fp16_", "use_bf16_")):
                 setattr(options, name, False)
         for name in ("lightmode", "use_packing_layout", "use_sgemm_convolution"):
@@ -267,6 +271,7 @@ RUNNERS: dict[str, Callable[[str, int], Runner]] = {
     "openvino-default": functools.partial(OpenVinoRunner, default=True),
     "litert": LiteRtRunner,
     "ncnn": NcnnRunner,
+    "ncnn-default": functools.partial(NcnnRunner, default=True),
     "mnn": MnnRunner,
     "cpu-torch": TorchRunner,
     "cpu-torch-compiled": functools.partial(TorchRunner, compiled=True),

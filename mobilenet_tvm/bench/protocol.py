@@ -14,6 +14,7 @@ ContenderKind = Literal[
     "openvino-default",
     "litert",
     "ncnn",
+    "ncnn-default",
     "mnn",
     "cpu-torch",
     "cpu-torch-compiled",

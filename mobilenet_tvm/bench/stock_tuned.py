@@ -118,5 +118,7 @@ def _model_options(manifest: Manifest) -> str:
         return f"--onnx {info.path or 'FILE'}"
     named = {**info.zoo}
     options = [f"--model {named.pop('name')}"]
-    options += [f"--{key} {named[key]}" for key in ("alpha", "resolution") if named.get(key)]
+    options += [
+        f"--{key} {named[key]}" for key in ("alpha", "resolution", "classes") if named.get(key)
+    ]
     return " ".join(options)
