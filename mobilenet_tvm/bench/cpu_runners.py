@@ -1,7 +1,8 @@
 """One model in another runtime on the CPU, in a worker's process.
 
-All compute in float32, but for ``openvino-default`` and ``ncnn-default``. A path is a staged model's folder
-(``conversions.stage``) or, where the runtime has a format of its own, the converted one's in it.
+All compute in float32, but for ``openvino-default`` and ``ncnn-default``. A path is a staged
+model's folder (``conversions.stage``) or, where the runtime has a format of its own, the converted
+one's in it.
 Inputs and outputs stay where the runtime has them: what its user would copy or lay out anew for
 each inference is timed, and nothing else.
 """

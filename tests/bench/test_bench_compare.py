@@ -264,7 +264,7 @@ def test_peers_that_fail_are_named_and_the_others_go_on(
     assert reasons["tired"] == "it fails here at 1 thread: the bench worker of tired died"
     for reason in reasons.values():
         assert len(reason.splitlines()) == 1
-    assert [str(absent) for absent in result.absent][0] == "before: absent, it is not here"
+    assert str(result.absent[0]) == "before: absent, it is not here"
     assert_gone(workers)
 
 

@@ -173,7 +173,7 @@ def test_a_real_peer_computes_what_onnx_runtime_does(name: str, tmp_path: Path) 
             f"{peer.title} is not installed here: {peer.command}, or set a Python that "
             f"has it in {elsewhere.VARIABLE}"
         )
-    model = zoo.build("mobilenet_v3_small", alpha=0.25, resolution=32)
+    model = zoo.build("mobilenet_v3_small", alpha=0.35, resolution=32)
     path = tmp_path / "net.onnx"
     path.write_bytes(model.SerializeToString())
     field = find_cpu_peers([name, "onnxruntime"], path, INFO)
