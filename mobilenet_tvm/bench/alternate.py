@@ -113,7 +113,9 @@ def compare(
         noise.append(Noise(count, meter.spread))
         for lane in lanes:
             label = lane.contender.label
-            timings.append(summarize(label, count, lane.rounds_ms, mult_adds, peak_gflops))
+            # The peak is float32's.
+            known = peak_gflops if lane.contender.precision == "f32" else None
+            timings.append(summarize(label, count, lane.rounds_ms, mult_adds, known))
         for of, to in combinations(lanes, 2):
             labels = of.contender.label, to.contender.label
             ratios.append(ratio_by_round(*labels, count, of.rounds_ms, to.rounds_ms))

@@ -287,7 +287,9 @@ def test_a_peer_in_lower_precision_has_its_own_limit_and_is_no_f32_peer(tmp_path
     right = dense_onnx(tmp_path / "right.onnx")
     rough = dense_onnx(tmp_path / "rough.onnx", scale=1.05)
     low = other("low", rough, precision="bf16")
-    result = compare([peer("ours", right), low, other("rough", rough)], rounds=1)
+    result = compare([peer("ours", right), low, other("rough", rough)], rounds=1, mult_adds=1)
+    peaks = [timing.peak_fraction is None for timing in result.timings]
+    assert peaks == [False, True, False]
     assert [bool(agreement) for agreement in result.agreements] == [True, False]
     assert result.agreements[0].limit == LOW_PRECISION_DISAGREEMENT
     assert result.peers == ("low", "rough")
