@@ -62,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument(*flags, action="store_true", default=argparse.SUPPRESS, help=what)
         return sub
 
-    best = command("best", run_best, "Write the fastest record of each task to FILE.")
+    best = command(
+        "best",
+        run_best,
+        "Write the fastest record of each task to FILE, and its untuned default's.",
+    )
     merge = command("merge", run_merge, "Add the logs' records to FILE, the faster of two.")
     for sub in (best, merge):
         sub.add_argument(
@@ -124,17 +128,19 @@ def run_best(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         logs, assume_same_machine=args.assume_same_machine or len(logs) == 1
     )
     with hold(args.output):
-        records = merging.distil_records(record for log in logs for record in log.records)
+        trials = [record for log in logs for record in log.records]
+        records = merging.with_defaults(merging.distil_records(trials), trials)
         if not records:
             raise UsageError("not one trial in the logs succeeded: tune first")
-        tried = merging.merge_records(record for log in logs for record in log.records)
+        tried = merging.merge_records(trials)
         run = merging.combine_runs(
             logs, trials=len(tried), failures=log_tables.failures(tried), searcher=searcher
         )
         merging.write_log(args.output, records, run, [log.path for log in logs])
         if run is None:  # that of an earlier FILE would vouch for these records
             run_path(args.output).unlink(missing_ok=True)
-    out.line(f"{args.output}: the best of {len(tried)} trials for {len(records)} tasks")
+    tasks = len({(record.key, record.target) for record in records})
+    out.line(f"{args.output}: the best of {len(tried)} trials for {tasks} tasks")
     return {
         "log": str(args.output),
         "searcher": searcher,

@@ -26,9 +26,10 @@ from mobilenet_tvm.cli.boards import (
 )
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
-from mobilenet_tvm.cli.search import TUNERS, add_search_options, search
+from mobilenet_tvm.cli.search import add_search_options, search, searchers
 from mobilenet_tvm.records import CLEARLY, CLEARLY_ESTIMATED, choose_records
 from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
+from mobilenet_tvm.records.serving import current
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,16 +57,18 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         DeviceError: nothing could be measured, or the log cannot be written.
     """
     check_device_options(args, targets.resolve(args.target))
+    names = searchers(args)
     with out.working("importing the model"):
         job = artifact.prepare(args)
-    if "ansor" in TUNERS[args.tuner] or job.log_of("ansor").exists():
+    if args.schedules == "best" and ("ansor" in names or job.log_of("ansor").exists()):
         with out.working("finding Ansor's tasks"):
             tasks = extract_ansor_tasks(job.relay.module, job.preset, threads=args.threads)
         job = dataclasses.replace(job, ansor_tasks=tasks)
     with measuring_device(args, job, out) as device:
         job = dataclasses.replace(job, device=device)
         records, summary = search(job, device, args, out)
-        logs = [str(job.log_of(name)) for name in TUNERS[args.tuner]]
+        job = artifact.with_stock_tasks(job, records)
+        logs = [str(job.log_of(name)) for name in names]
         searched = {
             "logs": logs,
             "search": dataclasses.asdict(summary),
@@ -73,7 +76,9 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             "cpu": device.cpu,
         }
         clearly = CLEARLY_ESTIMATED if device.timing == "estimated" else CLEARLY
-        best = choose_records(job.all_tasks, records, clearly=clearly, launch_s=device.launch_s)
+        tasks = (*job.all_tasks, *job.stock_tasks)
+        usable = current(tasks, records)
+        best = choose_records(tasks, usable, clearly=clearly, launch_s=device.launch_s)
         try:
             manifest, _, payload = artifact.compile_and_check(job, best, args, out)
         except VerbFailedError as error:

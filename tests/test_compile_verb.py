@@ -12,8 +12,9 @@ import pytest
 
 from mobilenet_tvm import compile as compile_verb
 from mobilenet_tvm import targets
-from mobilenet_tvm.cli import artifact
-from mobilenet_tvm.records import RunInfo, write_run
+from mobilenet_tvm.cli import artifact, served
+from mobilenet_tvm.errors import CheckFailedError
+from mobilenet_tvm.records import RunInfo, extract_tasks, parse_line, write_run
 from mobilenet_tvm.search import AutoTvmSearcher, Trial
 
 TINY = ("--alpha", "0.25", "--resolution", "32")
@@ -34,10 +35,21 @@ def tiny(job, monkeypatch):
     def run(folder: Path, *options: object) -> int:
         return compile_verb.main([*TINY, "-o", str(folder), *map(str, options)])
 
-    monkeypatch.setattr(
-        artifact, "prepare", lambda args: dataclasses.replace(job, folder=args.output)
-    )
+    def prepared(args: argparse.Namespace) -> artifact.Job:
+        return dataclasses.replace(
+            job, folder=args.output, threads=args.threads, schedules=args.schedules
+        )
+
+    monkeypatch.setattr(artifact, "prepare", prepared)
     return run
+
+
+@pytest.fixture(autouse=True)
+def shipped(monkeypatch, tmp_path) -> Path:
+    """The folder of the shipped logs of the tiny model's preset; there are none."""
+    folder = tmp_path / "package"
+    monkeypatch.setattr(served.tuning_logs, "__path__", [str(folder)])
+    return folder / targets.resolve("x86").name
 
 
 @pytest.fixture
@@ -236,6 +248,165 @@ def test_without_a_log_it_says_so_and_goes_on(tiny, taken, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("warning: no log at ")
     assert "python -m mobilenet_tvm.tune" in said
+
+
+def shipped_log(folder: Path, lines: list[str], name: str = "a", **changes: object) -> Path:
+    """A shipped log of measured times, by default of another machine's one thread."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.autotvm.jsonl"
+    log.write_text("".join(f"{line}\n" for line in lines))
+    run_file(log, **{"cpu": "a CPU of theirs", **changes})
+    return log
+
+
+def test_without_a_log_the_shipped_ones_serve(tiny, taken, shipped, lines, tmp_path, capsys):
+    shipped_log(shipped, lines[:-2])
+    assert tiny(tmp_path) == 0
+    assert len(taken[0]) == len(lines) - 2
+    captured = capsys.readouterr()
+    count = len(lines)
+    said = f"records   {count - 2} of {count} tasks by shipped records, 2 untuned\n"
+    assert (captured.out, captured.err) == (said, "")  # what machine it was goes without saying
+
+
+def test_the_nearest_shapes_serve_what_has_no_record(
+    tiny, taken, job, shipped, lines, tmp_path, capsys
+):
+    """Two layers of the tiny model that differ by little, one of which has no record."""
+    tasks = {task.label: task for task in job.tasks}
+    lender, taker = (tasks[f"pointwise 1x1 {shape} @ 2x2"] for shape in ("64->128", "128->128"))
+    config = next(one for one in lender.candidates[::-1] if one != lender.default)
+    trials = (Trial(config, (1e-6,)), Trial(lender.default, (2e-6,)))
+    others = [
+        line for task, line in zip(job.tasks, lines, strict=True) if task not in (lender, taker)
+    ]
+    shipped_log(shipped, others + [line_of(lender, trial) for trial in trials])
+    assert tiny(tmp_path) == 0
+    count = len(lines)
+    shown = f"{count - 1} of {count} tasks by shipped records, 1 by the nearest shape\n"
+    assert capsys.readouterr().out == f"records   {shown}"
+    assert taker.key in taken[0]
+    assert tiny(tmp_path, "--no-transfer") == 0
+    assert taker.key not in taken[1]
+    assert tiny(tmp_path, "--require-tuned") == 0  # counted elsewhere: see artifact
+
+
+def test_a_transferred_record_is_not_a_tuned_task(tiny, job, monkeypatch, tmp_path, capsys):
+    key = job.tasks[3].key
+    lent = dataclasses.replace(job, folder=tmp_path, transferred=frozenset({key}))
+    monkeypatch.setattr(artifact, "prepare", lambda _args: lent)
+    best = {task.key: parse_line(line_of(task, Trial(task.default, (1e-6,)))) for task in job.tasks}
+    plans = artifact.make_plans(lent.relay.module, lent.tasks, best)
+    with pytest.raises(
+        CheckFailedError, match=f"{len(best) - 1} of {len(best)} tasks tuned"
+    ) as error:
+        artifact._tuned_plans(lent, plans, best)
+    assert f"no record for {job.tasks[3].label}: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "threads", "chosen"), [((1, 2), 2, 2), ((1, 4), 3, 4), ((1, 4), 1, 1), ((1,), 2, 1)]
+)
+def test_of_the_shipped_logs_those_of_the_nearest_threads_serve(
+    tiny, taken, job, shipped, tmp_path, capsys, counts, threads, chosen, monkeypatch
+):
+    monkeypatch.setattr(artifact, "check_threads", lambda _counts: None)
+    task = job.tasks[1]
+    for count in counts:
+        line = line_of(task, Trial(task.candidates[count], (1e-6 / count,)))
+        shipped_log(shipped, [line], f"{count}", threads=count)
+    assert tiny(tmp_path, "--threads", threads) == 0
+    assert taken[0][task.key].config == task.candidates[chosen]
+    said = capsys.readouterr().out
+    told = f"; 1 of them were measured with --threads {chosen}, not {threads}" in said
+    assert told == (chosen != threads)
+
+
+def test_schedules_for_fewer_threads_serve_only_what_is_timed(
+    tiny, taken, shipped, lines, tmp_path, monkeypatch
+):
+    shipped_log(shipped, lines)
+    monkeypatch.setattr(artifact.gpus, "runs_here", lambda _preset: False)
+    assert tiny(tmp_path, "--threads", 2) == 0
+    assert taken == [{}]
+    assert tiny(tmp_path) == 0
+    assert len(taken[1]) == len(lines)
+
+
+def test_estimated_times_of_the_very_layers_serve(tiny, taken, shipped, lines, tmp_path, capsys):
+    shipped_log(shipped, lines, timing="estimated")
+    assert tiny(tmp_path) == 0
+    assert len(taken[0]) == len(lines)
+    assert "; their times are estimates\n" in capsys.readouterr().out
+    shipped_log(shipped, lines, timing="emulated")
+    assert tiny(tmp_path) == 0
+    assert taken[1] == {}
+
+
+def test_logs_none_compiles_untuned(tiny, taken, shipped, lines, tmp_path, capsys):
+    shipped_log(shipped, lines)
+    assert tiny(tmp_path, "--logs", "none") == 0
+    assert taken == [{}]
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_ones_own_log_comes_before_the_shipped(tiny, taken, job, shipped, lines, tmp_path):
+    shipped_log(shipped, lines)
+    log = dataclasses.replace(job, folder=tmp_path).log_of("autotvm")
+    log.parent.mkdir(parents=True)
+    log.write_text(lines[0] + "\n")
+    assert tiny(tmp_path) == 0
+    assert list(taken[0]) == [job.tasks[0].key]
+
+
+def test_of_ones_own_logs_that_of_the_right_threads_is_taken(tiny, taken, job, tmp_path, capsys):
+    here = dataclasses.replace(job, folder=tmp_path)
+    task = job.tasks[0]
+    for threads in (1, 2):
+        log = dataclasses.replace(here, threads=threads).log_of("autotvm")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(line_of(task, Trial(task.candidates[threads], (1e-6,))) + "\n")
+        run_file(log, threads=threads)
+    for threads in (1, 2):
+        assert tiny(tmp_path, "--threads", threads) == 0
+        assert taken[-1][task.key].config == task.candidates[threads]
+    assert capsys.readouterr().err == ""
+
+
+def test_each_kind_of_log_has_a_name_of_its_own(job):
+    names = [
+        dataclasses.replace(job, threads=threads, schedules=schedules).log_of("autotvm").name
+        for schedules in ("best", "stock")
+        for threads in (1, 2)
+    ]
+    assert names == [
+        f"mobilenet_v1_0.25_32{infix}.autotvm.jsonl"
+        for infix in ("", ".2-threads", ".stock", ".stock.2-threads")
+    ]
+
+
+def test_tvms_own_templates_come_in_with_their_records(
+    tiny, job, shipped, lines, tmp_path, monkeypatch
+):
+    seen = []
+
+    def compile_and_check(job, best, args, out):
+        seen.append((job, best))
+        return None, None, {}
+
+    monkeypatch.setattr(artifact, "compile_and_check", compile_and_check)
+    stock = extract_tasks(job.relay.module, job.preset, schedules="stock")
+    assert not {task.key for task in stock} & {task.key for task in job.tasks}
+    theirs = [line_of(task, Trial(task.candidates[0], (1e-6,))) for task in stock[:2]]
+    shipped_log(shipped, [*lines, *theirs])
+    for schedules, count in (("best", len(stock)), ("ours", 0)):
+        assert tiny(tmp_path, "--schedules", schedules) == 0
+        given, best = seen.pop()
+        assert len(given.stock_tasks) == count
+        assert sum(task.key in best for task in stock) == (2 if count else 0)
+        # Theirs are of this very model, or of none.
+        assert not {task.key for task in stock} & given.transferred
 
 
 def test_bad_lines_are_named_and_left_out(tiny, taken, logs, lines, tmp_path, capsys):

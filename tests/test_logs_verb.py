@@ -121,6 +121,20 @@ def test_best_keeps_one_record_a_task(line, write, tmp_path, capsys) -> None:
     assert run.failures == {"wrong_output": 1}
 
 
+def test_best_keeps_the_untuned_default_beside_it(line, write, tasks, tmp_path, capsys) -> None:
+    """Without it nobody can tell what the best one gains."""
+    task = tasks[0]
+    default = task.candidates.index(task.default)
+    fast = (default + 1) % len(task.candidates)
+    log = write(
+        "a.autotvm.jsonl", line(0, default, 3e-6), line(0, fast, 2e-6), line(0, default, 4e-6)
+    )
+    output = tmp_path / "best.autotvm.jsonl"
+    assert logs.main(["best", str(log), "-o", str(output)]) == 0
+    assert costs(output) == [2e-6, 3e-6]
+    assert "the best of 2 trials for 1 tasks" in capsys.readouterr().out
+
+
 def test_best_of_one_log_needs_no_run_file(line, write, tmp_path) -> None:
     log = write("a.jsonl", line(0, 0, 3e-6), run=None)
     output = tmp_path / "best.jsonl"

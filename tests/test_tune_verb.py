@@ -20,7 +20,7 @@ import pytest
 
 from mobilenet_tvm import compile as compile_verb
 from mobilenet_tvm import tune
-from mobilenet_tvm.build import make_plans
+from mobilenet_tvm.build import make_plans, rivals
 from mobilenet_tvm.build.manifest import read_manifest, sha256_file
 from mobilenet_tvm.cli import artifact
 from mobilenet_tvm.cli import search as search_module
@@ -30,6 +30,7 @@ from mobilenet_tvm.records import (
     Config,
     Task,
     choose_records,
+    extract_tasks,
     parse_line,
     read_log,
     read_run,
@@ -112,9 +113,13 @@ def tiny_job():
 @pytest.fixture
 def fast(searches_nothing, tiny_job):
     """And the tiny model is at hand."""
-    searches_nothing.setattr(
-        artifact, "prepare", lambda args: dataclasses.replace(tiny_job, folder=args.output)
-    )
+
+    def prepared(args: argparse.Namespace) -> artifact.Job:
+        return dataclasses.replace(
+            tiny_job, folder=args.output, threads=args.threads, schedules=args.schedules
+        )
+
+    searches_nothing.setattr(artifact, "prepare", prepared)
     return searches_nothing
 
 
@@ -225,7 +230,8 @@ def wait_for_trials(process: subprocess.Popen[str], log: Path, count: int) -> No
 
 @pytest.mark.slow
 def test_interrupted_then_killed_then_finished(tmp_path):
-    options = (*TINY, "--tuner", "autotvm", "--trials", "2", "--no-bench")
+    # Else the untuned build may be the fastest, and is kept.
+    options = (*TINY, "--tuner", "autotvm", "--trials", "2", "--no-bench", "--require-tuned")
     log = log_of(tmp_path, 32)
 
     process = tune_process(tmp_path, *options, "--json")
@@ -383,14 +389,77 @@ def test_what_was_searched_is_told_when_parity_fails(fast, tmp_path, capsys):
 
 
 def test_a_log_of_other_threads_is_refused(logged, tmp_path, capsys):
+    write_run(logged, msgspec.structs.replace(read_run(logged), threads=2))
     capsys.readouterr()
-    assert tiny(tmp_path, "--threads", "2") == 2
+    assert tiny(tmp_path) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {logged} was measured with --threads 1, this run has 2: ")
+    assert said.startswith(f"error: {logged} was measured with --threads 2, this run has 1: ")
     assert said.count("\n") == 1
     assert logged.read_text() == LINE
-    assert tiny(tmp_path, "--threads", "2", "--fresh") == 0
-    assert read_run(logged).threads == 2
+
+
+def test_logs_of_different_threads_live_side_by_side(logged, tiny_job, tmp_path, capsys):
+    """The other one's records are where this one begins."""
+    write_log(logged, [autotvm_line(tiny_job.tasks[1], -1)])
+    before = read_run(logged)
+    assert tiny(tmp_path, "--threads", "2", "--json") == 0
+    captured = capsys.readouterr()
+    (log,) = map(Path, json.loads(captured.out)["logs"])
+    assert log == logged.with_name("mobilenet_v1_0.25_32.2-threads.autotvm.jsonl")
+    assert (read_run(log).threads, read_run(logged)) == (2, before)
+    assert "tasks begin with known records" in captured.err
+    assert "adopted" not in captured.err  # times with one thread are not its own
+
+
+def test_a_log_of_two_threads_under_its_old_name_is_adopted(logged, tiny_job, tmp_path, capsys):
+    write_log(logged, [autotvm_line(tiny_job.tasks[1])])
+    write_run(logged, msgspec.structs.replace(read_run(logged), threads=2))
+    capsys.readouterr()
+    assert tiny(tmp_path, "--threads", "2") == 0
+    assert "adopted   1 trials of equal tasks" in capsys.readouterr().out
+
+
+def test_records_of_an_older_template_are_not_built_with(logged, tiny_job, tmp_path, capsys):
+    line = json.loads(autotvm_line(tiny_job.tasks[1]))
+    line["config"]["entity"][0][0] = "older"
+    write_log(logged, [json.dumps(line), autotvm_line(tiny_job.tasks[2])])
+    capsys.readouterr()
+    assert tiny(tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["records"] == 1
+
+
+class TestSchedules:
+    """``--schedules``: whose templates are searched, and by whom."""
+
+    @pytest.mark.parametrize("schedules", ["ours", "stock"])
+    def test_a_kind_of_template_is_autotvms(self, fast, searchers, tmp_path, capsys, schedules):
+        argv = [*TINY, "--no-bench", "-o", str(tmp_path), "--schedules", schedules, "--json"]
+        assert tune.main(argv) == 0
+        (log,) = json.loads(capsys.readouterr().out)["logs"]
+        infix = ".stock" if schedules == "stock" else ""
+        assert Path(log).name == f"mobilenet_v1_0.25_32{infix}.autotvm.jsonl"
+        assert tune.main([*argv, "--tuner", "ansor"]) == 2
+        assert f"--schedules {schedules} is of templates" in capsys.readouterr().err
+
+    def test_stock_searches_tvms_templates(self):
+        parser = argparse.ArgumentParser()
+        artifact.add_artifact_options(parser)
+        job = artifact.prepare(parser.parse_args([*TINY, "--schedules", "stock"]))
+        names = {task.handle.name for task in job.tasks}
+        assert names == {"conv2d_NCHWc.x86", "depthwise_conv2d_NCHWc.x86"}
+        assert job.templates == "stock"
+
+    def test_best_takes_what_an_earlier_run_found_for_stock(
+        self, logged, tiny_job, tmp_path, capsys
+    ):
+        stock = extract_tasks(tiny_job.relay.module, tiny_job.preset, schedules="stock")
+        logged.write_text("")
+        log = logged.with_name("mobilenet_v1_0.25_32.stock.autotvm.jsonl")
+        write_log(log, [autotvm_line(stock[0])], like=logged)
+        for schedules, count in (("best", 1), ("ours", 0)):
+            capsys.readouterr()
+            assert tiny(tmp_path, "--schedules", schedules, "--json") == 0
+            assert json.loads(capsys.readouterr().out)["records"] == count
 
 
 def test_a_log_of_times_that_are_none_is_refused(logged, tmp_path, capsys):
@@ -716,7 +785,8 @@ def test_ansor_then_both(tmp_path, compiles_nothing, monkeypatch, tiny_job, task
     # A random trial may fail, and then the layer is no candidate's: the logs tell.
     records = [record for log in (ours, ansor) for record in read_log(log, pytest.fail)]
     both = (*tiny_job.tasks, *tasks)
-    plans = make_plans(tiny_job.relay.module, both, choose_records(both, records))
+    best = choose_records(both, records)
+    plans = make_plans(tiny_job.relay.module, both, best) + rivals(tiny_job.tasks, best)
     names = [candidate["name"] for candidate in payload["decision"]]
     assert names == [plan.name for plan in plans]
     (chosen,) = [candidate for candidate in payload["decision"] if candidate["chosen"]]

@@ -5,28 +5,34 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobilenet_tvm import targets
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender, check_threads, compare
+from mobilenet_tvm.bench.cpu_peers import CPU_PEERS, TVM_PEERS, Field, find_cpu_peers
+from mobilenet_tvm.bench.elsewhere import VARIABLE
 from mobilenet_tvm.bench.gpu import compare_on_gpu, require_gpu
-from mobilenet_tvm.bench.gpu_peers import PEERS, installed_version
+from mobilenet_tvm.bench.gpu_peers import PEERS
 from mobilenet_tvm.bench.gpu_results import GpuBenchResult, gpu_table
 from mobilenet_tvm.bench.layer_table import print_layers
 from mobilenet_tvm.bench.layers import profile_layers
 from mobilenet_tvm.bench.protocol import ContenderKind
 from mobilenet_tvm.bench.reference import reference_model
 from mobilenet_tvm.bench.results import BenchResult, table
+from mobilenet_tvm.bench.stock_tuned import build_stock_tuned
 from mobilenet_tvm.bench.untuned import build_untuned
 from mobilenet_tvm.build.manifest import Manifest, read_manifest
 from mobilenet_tvm.cli.frame import Output, run_verb
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.targets import physical_cores
 
-# Runtimes on the CPU that a model can be held against: as PEERS and whoever uses them call them.
-CPU_PEERS: dict[ContenderKind, str] = {"onnxruntime": "ONNX Runtime"}
+# Whom a model can be held against on the CPU, in the order of the table: ONNX Runtime, which
+# speeds are relative to, last.
+ON_CPU = (*(name for name in CPU_PEERS if name != "onnxruntime"), *TVM_PEERS, "onnxruntime")
+ALL = "all"
+KNOWN_PEERS = (*ON_CPU, *(name for name in PEERS if name not in ON_CPU))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="PEER,...",
-        help="other runtimes to run the same ONNX model in: onnxruntime, and on a GPU tensorrt "
-        "and torch as well (default: on a GPU all, else none)",
+        help=f"whom to run the same ONNX model in, too: on the CPU {', '.join(ON_CPU)} or all; on "
+        f"a GPU {', '.join(PEERS)} (default: on a GPU all, else none). Others than onnxruntime "
+        f"run in the Python that ${VARIABLE} names, by default this one: see docs/peers.md",
+    )
+    parser.add_argument(
+        "--tvm-logs",
+        type=Path,
+        metavar="PATH",
+        help="records of stock searches for tvm-autotvm and tvm-ansor: a log, or a folder of them",
     )
     parser.add_argument(
         "--untuned",
@@ -83,14 +96,14 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         require_gpu()
         if args.threads is not None:
             raise UsageError("--threads is for the CPU: leave it out")
-        peers = list(PEERS) if peers is None else peers
+        peers = list(PEERS) if peers is None or _all(args.against) else peers
     else:
         if args.cuda_graph:
             raise UsageError(f"--cuda-graph: {args.artifacts[0]} is for the CPU")
-        peers = peers or []
-        for peer in peers:
-            if peer not in CPU_PEERS:
-                raise UsageError(f"--against {peer}: on the CPU there is {', '.join(CPU_PEERS)}")
+        peers = [peer for peer in peers or [] if peer in ON_CPU or not _all(args.against)]
+    _require_known(peers, PEERS if on_gpu else ON_CPU, "a GPU" if on_gpu else "the CPU")
+    if args.tvm_logs is not None and not set(TVM_PEERS).intersection(peers):
+        raise UsageError(f"--tvm-logs is for --against {','.join(TVM_PEERS)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
@@ -104,9 +117,17 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             with out.working("compiling the untuned modules to compare with"):
                 built = build_untuned(manifest, model, folder)
             contenders += [Contender(label, "artifact", str(path)) for label, path in built]
-        time_them = _time_on_gpu if on_gpu else _time_on_cpu
+        others = Field((), ())
+        if model is not None and not on_gpu:
+            with out.working("preparing the other runtimes"):
+                others = _others(args, manifest, model, peers, folder, out)
+        result: BenchResult | GpuBenchResult
         with out.console.status("starting the workers", refresh_per_second=1) as status:
-            result = time_them(args, contenders, peers, threads, model, mult_adds, status.update)
+            say = status.update
+            if on_gpu:
+                result = _time_on_gpu(args, contenders, peers, model, mult_adds, say)
+            else:
+                result = _time_on_cpu(args, contenders, others, threads, mult_adds, say)
     out.console.print(gpu_table(result) if isinstance(result, GpuBenchResult) else table(result))
     for warning in result.warnings:
         out.warn(warning)
@@ -115,7 +136,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 def _profile(args: argparse.Namespace, threads: Sequence[int], out: Output) -> dict[str, Any]:
     """``--layers``: a table for each number of threads, all of them in the payload."""
-    others = ("against", "untuned", "cuda_graph", "onnx")
+    others = ("against", "untuned", "cuda_graph", "onnx", "tvm_logs")
     for option in others:
         if getattr(args, option):
             raise UsageError(f"--{option.replace('_', '-')}: --layers looks at one artifact alone")
@@ -141,21 +162,38 @@ def _profile(args: argparse.Namespace, threads: Sequence[int], out: Output) -> d
     return {"profiles": profiles}
 
 
+def _others(
+    args: argparse.Namespace,
+    manifest: Manifest,
+    model: Path,
+    peers: Sequence[str],
+    folder: Path,
+    out: Output,
+) -> Field:
+    """The peers' rows in the table's order, and who is missing."""
+    stock = build_stock_tuned(
+        [peer for peer in peers if peer in TVM_PEERS],
+        manifest,
+        model,
+        args.tvm_logs,
+        folder,
+        warn=out.warn,
+    )
+    runtimes = find_cpu_peers([peer for peer in peers if peer in CPU_PEERS], model, manifest.model)
+    rows = sorted(
+        (*runtimes.contenders, *stock.contenders), key=lambda row: peers.index(row.peer or "")
+    )
+    return Field(tuple(rows), (*runtimes.absent, *stock.absent))
+
+
 def _time_on_cpu(
     args: argparse.Namespace,
     contenders: list[Contender],
-    peers: Sequence[str],
+    others: Field,
     threads: Sequence[int],
-    model: Path | None,
     mult_adds: int | None,
     say: Callable[[str], None],
 ) -> BenchResult:
-    if model is not None:
-        contenders = contenders + [
-            Contender(f"{title} {installed_version(PEERS[peer])}".strip(), peer, str(model))
-            for peer, title in CPU_PEERS.items()
-            if peer in peers
-        ]
     total = len(threads) * args.rounds
 
     def on_round(count: int, done: int) -> None:
@@ -163,12 +201,13 @@ def _time_on_cpu(
         say(f"round {finished} of {total} ({count} threads)")
 
     return compare(
-        contenders,
+        [*contenders, *others.contenders],
         threads=threads,
         rounds=args.rounds,
         mult_adds=mult_adds,
         seed=args.seed,
         on_round=on_round,
+        absent=others.absent,
     )
 
 
@@ -176,7 +215,6 @@ def _time_on_gpu(
     args: argparse.Namespace,
     contenders: list[Contender],
     peers: Sequence[str],
-    threads: Sequence[int],
     model: Path | None,
     mult_adds: int | None,
     say: Callable[[str], None],
@@ -217,13 +255,31 @@ def _on_gpu(paths: Sequence[Path], target: str | None) -> bool:
 
 
 def parse_peers(text: str | None) -> list[str] | None:
-    """``"onnxruntime"`` -> ``["onnxruntime"]``; UsageError names the known ones."""
+    """``"onnxruntime"`` -> ``["onnxruntime"]``, in the table's order; ``"all"`` is every one.
+    UsageError names the known ones."""
     if text is None:
         return None
-    wanted = {peer.strip() for peer in text.split(",") if peer.strip()}
-    for peer in sorted(wanted.difference(PEERS)):
-        raise UsageError(f"--against {peer}: unknown, the known ones are {', '.join(PEERS)}")
-    return [peer for peer in PEERS if peer in wanted]
+    wanted = set(_names(text))
+    if ALL in wanted:
+        return list(KNOWN_PEERS)
+    for peer in sorted(wanted.difference(KNOWN_PEERS)):
+        raise UsageError(f"--against {peer}: unknown, the known ones are {', '.join(KNOWN_PEERS)}")
+    return [peer for peer in KNOWN_PEERS if peer in wanted]
+
+
+def _names(text: str) -> list[str]:
+    return [peer.strip() for peer in text.split(",") if peer.strip()]
+
+
+def _all(text: str | None) -> bool:
+    return text is not None and ALL in _names(text)
+
+
+def _require_known(peers: Sequence[str], known: Iterable[str], where: str) -> None:
+    """UsageError for a peer that does not run there."""
+    for peer in peers:
+        if peer not in known:
+            raise UsageError(f"--against {peer}: on {where} there is {', '.join(known)}")
 
 
 def parse_threads(text: str | None) -> list[int]:

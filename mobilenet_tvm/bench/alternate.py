@@ -7,9 +7,10 @@ neighbours). So rounds alternate, in a new order each time, and only one worker 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -19,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet_tvm import targets
-from mobilenet_tvm.bench import peak, protocol
+from mobilenet_tvm.bench import elsewhere, peak, protocol
 from mobilenet_tvm.bench.noise import NoiseMeter
+from mobilenet_tvm.bench.peers import Absent
 from mobilenet_tvm.bench.process import WorkerProcess
 from mobilenet_tvm.bench.results import (
+    PRECISIONS,
     Agreement,
     BenchResult,
     Noise,
@@ -32,7 +35,7 @@ from mobilenet_tvm.bench.results import (
     relative_error,
     summarize,
 )
-from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.errors import DeviceError, UsageError
 
 DEFAULT_ROUNDS = 20
 ROUND_MS = 200.0  # of timed inferences for each contender
@@ -42,14 +45,25 @@ LOAD_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: a compiled artifact, or an ONNX file in ONNX Runtime.
+    """Something to time: a compiled artifact, or a model in another runtime.
 
-    ``path`` is the artifact's ``.so`` (its manifest beside it) or the ``.onnx``.
+    Attributes:
+        label: names it in the result.
+        kind: what runs it.
+        path: the artifact's ``.so`` (its manifest beside it), the ``.onnx``, or what a peer's
+            runner takes (``cpu_runners``).
+        peer: the peer that it is a row of, None for one of ours. A peer that fails is named in
+            the result, and does not end the comparison.
+        precision: a key of ``PRECISIONS``.
+        python: that runs it, and has not this package; None is this one.
     """
 
     label: str
     kind: protocol.ContenderKind
     path: str
+    peer: str | None = None
+    precision: str = "f32"
+    python: str | None = None
 
 
 @dataclass
@@ -72,13 +86,14 @@ def compare(
     mult_adds: int | None = None,
     seed: int = 0,
     on_round: Callable[[int, int], None] | None = None,
+    absent: Sequence[Absent] = (),
 ) -> BenchResult:
     """Time every contender at every number of threads, in alternating rounds.
 
     Ratios are given for every pair, the earlier contender over the later; outputs are held
     against the first ONNX Runtime contender, or the first contender if there is none.
     A contender takes about 0.25 s a round, plus its loading time. ``on_round(threads, done)``
-    is called after every round.
+    is called after every round. ``absent`` peers go into the result, and so do those that fail.
 
     Raises:
         UsageError: nothing to time, too many threads, or contenders that are not builds of one
@@ -91,17 +106,22 @@ def compare(
     ratios: list[Ratio] = []
     agreements: list[Agreement] = []
     noise: list[Noise] = []
+    missing = list(absent)
     for count in threads:
         meter = NoiseMeter(count)
-        lanes = _run(contenders, count, rounds, seed, meter, on_round)
+        lanes = _run(contenders, count, rounds, seed, meter, on_round, missing)
         noise.append(Noise(count, meter.spread))
         for lane in lanes:
             label = lane.contender.label
-            timings.append(summarize(label, count, lane.rounds_ms, mult_adds, peak_gflops))
+            # The peak is float32's.
+            known = peak_gflops if lane.contender.precision == "f32" else None
+            timings.append(summarize(label, count, lane.rounds_ms, mult_adds, known))
         for of, to in combinations(lanes, 2):
             labels = of.contender.label, to.contender.label
             ratios.append(ratio_by_round(*labels, count, of.rounds_ms, to.rounds_ms))
         agreements += _agreements(lanes, count)
+    timed = {timing.label for timing in timings}
+    peers = [one for one in contenders if one.peer is not None and one.label in timed]
     return BenchResult(
         machine=peak.machine_name(),
         peak_gflops=peak_gflops,
@@ -109,6 +129,9 @@ def compare(
         ratios=tuple(ratios),
         agreements=tuple(agreements),
         noise=tuple(noise),
+        peers=tuple(one.label for one in peers),
+        f32_peers=tuple(one.label for one in peers if one.precision == "f32"),
+        absent=tuple(dict.fromkeys(missing)),
     )
 
 
@@ -144,28 +167,70 @@ def _run(
     seed: int,
     meter: NoiseMeter,
     on_round: Callable[[int, int], None] | None,
+    missing: list[Absent],
 ) -> list[Lane]:
-    """All rounds at one number of threads. Every worker is dead when this returns or raises."""
+    """All rounds at one number of threads. Every worker is dead when this returns or raises.
+
+    A peer that fails is left out, and goes to ``missing``.
+    """
     order = random.Random(seed)
     with ExitStack() as stack:
-        lanes = []
+        lanes: list[Lane] = []
         for contender in contenders:
-            worker = stack.enter_context(WorkerProcess(contender.label, threads))
-            lane = Lane(contender, worker)
-            request = protocol.Load(contender.kind, contender.path, threads)
-            lane.inputs = worker.ask(request, protocol.Loaded, LOAD_TIMEOUT_S).inputs
-            worker.pause()
-            lanes.append(lane)
+            lane = Lane(contender, stack.enter_context(_start(contender, threads)))
+            with _missing_if_it_fails(lane, threads, missing):
+                _load(lane, threads)
+                if contender.peer is not None:
+                    _check_alike([*lanes, lane])
+                lanes.append(lane)
         shapes = common_shapes(lanes)
-        for lane in lanes:
-            prepare(lane, shapes, seed)
+        reference: Lane | None = None
+        prepared = []
+        for lane in sorted(lanes, key=lambda lane: lane.contender.kind != "onnxruntime"):
+            with _missing_if_it_fails(lane, threads, missing):
+                prepare(lane, shapes, seed)
+                reference = reference or lane
+                if lane.contender.peer is not None:
+                    _check_outputs(lane, reference)
+                prepared.append(lane)
+        lanes = [lane for lane in lanes if lane in prepared]
         for done in range(1, rounds + 1):
             meter.sample(math.ceil(peak.BURSTS / rounds))
             for lane in order.sample(lanes, len(lanes)):
-                _round(lane)
+                with _missing_if_it_fails(lane, threads, missing):
+                    _round(lane)
+            lanes = [lane for lane in lanes if len(lane.rounds_ms) == done]
             if on_round is not None:
                 on_round(threads, done)
     return lanes
+
+
+def _start(contender: Contender, threads: int) -> WorkerProcess:
+    if contender.python is None:
+        return WorkerProcess(contender.label, threads)
+    command = elsewhere.command(contender.python, "worker")
+    return WorkerProcess(contender.label, threads, command)
+
+
+def _load(lane: Lane, threads: int) -> None:
+    request = protocol.Load(lane.contender.kind, lane.contender.path, threads)
+    lane.inputs = lane.worker.ask(request, protocol.Loaded, LOAD_TIMEOUT_S).inputs
+    lane.worker.pause()
+
+
+@contextlib.contextmanager
+def _missing_if_it_fails(lane: Lane, threads: int, missing: list[Absent]) -> Iterator[None]:
+    """A peer that does not get through the block is named, and does not end the rest."""
+    try:
+        yield
+    except (UsageError, DeviceError) as error:
+        label = lane.contender.label
+        if lane.contender.peer is None:
+            raise
+        lane.worker.close()  # it may be awake still
+        plural = "" if threads == 1 else "s"
+        reason = str(error).removeprefix(f"{label}: ")
+        missing.append(Absent(label, f"it fails here at {threads} thread{plural}: {reason}"))
 
 
 def prepare(
@@ -234,6 +299,27 @@ def _shape_text(spec: protocol.InputSpec) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in spec.shape)}] {spec.dtype}"
 
 
+def _check_alike(lanes: Sequence[Lane]) -> None:
+    """UsageError unless the last one takes what the first one takes, as far as both say."""
+    first, lane = lanes[0], lanes[-1]
+    takes = [[(len(spec.shape), spec.dtype) for spec in one.inputs] for one in (first, lane)]
+    sizes = [
+        (here, there)
+        for mine, theirs in zip(first.inputs, lane.inputs, strict=False)
+        for here, there in zip(mine.shape, theirs.shape, strict=False)
+    ]
+    if takes[0] != takes[1] or any(None not in (a, b) and a != b for a, b in sizes):
+        raise _different(first, lane)
+
+
+def _check_outputs(lane: Lane, reference: Lane) -> None:
+    if [output.shape for output in lane.outputs] != [o.shape for o in reference.outputs]:
+        raise UsageError(
+            f"{lane.contender.label} and {reference.contender.label} have outputs of "
+            "different shapes: they are not builds of one model"
+        )
+
+
 def _agreements(lanes: Sequence[Lane], threads: int) -> list[Agreement]:
     kinds = [lane.contender.kind for lane in lanes]
     reference = lanes[kinds.index("onnxruntime") if "onnxruntime" in kinds else 0]
@@ -241,12 +327,8 @@ def _agreements(lanes: Sequence[Lane], threads: int) -> list[Agreement]:
     for lane in lanes:
         if lane is reference:
             continue
-        wanted = [output.shape for output in reference.outputs]
-        if [output.shape for output in lane.outputs] != wanted:
-            raise UsageError(
-                f"{lane.contender.label} and {reference.contender.label} have outputs of "
-                "different shapes: they are not builds of one model"
-            )
+        _check_outputs(lane, reference)
         error = relative_error(lane.outputs, reference.outputs)
-        found.append(Agreement(lane.contender.label, reference.contender.label, threads, error))
+        labels = lane.contender.label, reference.contender.label
+        found.append(Agreement(*labels, threads, error, PRECISIONS[lane.contender.precision]))
     return found

@@ -17,11 +17,13 @@ CLEARLY = 1.01
 
 @dataclass(frozen=True)
 class Candidate:
-    """A built artifact; ``layout_transforms`` is its manifest's."""
+    """A built artifact; ``layout_transforms`` is its manifest's, and ``tuned`` says whether any
+    record of its own layers is in it."""
 
     name: str
     path: Path
     layout_transforms: int
+    tuned: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def decide(
     """
     contenders = [Contender(c.name, "artifact", str(c.path)) for c in candidates]
     result = compare(contenders, threads=(threads,), rounds=rounds, seed=seed, on_round=on_round)
-    return choose(result, {c.name: c.layout_transforms for c in candidates})
+    return choose(result, candidates)
 
 
 def decide_on_gpu(
@@ -69,36 +71,42 @@ def decide_on_gpu(
     """
     artifacts = [(c.name, c.path) for c in candidates]
     result = compare_on_gpu(artifacts, graphs=False, rounds=rounds, seed=seed)
-    return choose(result, {c.name: c.layout_transforms for c in candidates})
+    return choose(result, candidates)
 
 
-def choose(result: BenchResult | GpuBenchResult, layout_transforms: Mapping[str, int]) -> Choice:
-    """The fastest by the paired ratios; within the noise, the one with fewer layout transforms.
+def choose(result: BenchResult | GpuBenchResult, candidates: Sequence[Candidate]) -> Choice:
+    """The fastest by the paired ratios; within the noise, the one with fewer layout transforms,
+    and of equals one that is tuned.
+
+    Where the model does not tell a tuned build from the untuned one, the kernels' own trials
+    do, so an untuned build is kept only if it is clearly the faster one.
 
     Args:
         result: of one number of threads, or of a GPU.
-        layout_transforms: of each contender, by label.
+        candidates: its contenders.
     """
     first = result.timings[0]
     # Times as fast as the first contender, from the rounds that both ran.
     speed = {first.label: 1.0} | {
         ratio.to: 1 / ratio.median for ratio in result.ratios if ratio.of == first.label
     }
-    fastest = max(speed, key=lambda name: speed[name])
-    close = [name for name in speed if _ratio(result, fastest, name) < CLEARLY]
-    chosen = min(close, key=lambda name: (layout_transforms[name], -speed[name]))
+    by_name = {candidate.name: candidate for candidate in candidates}
+    fastest = by_name[max(speed, key=lambda name: speed[name])]
+    close = [by_name[name] for name in speed if _ratio(result, fastest.name, name) < CLEARLY]
+    chosen = min(close, key=lambda one: (one.layout_transforms, not one.tuned, -speed[one.name]))
     at = "on the GPU"
     if isinstance(result, BenchResult):
         at = f"at {first.threads} thread" + ("" if first.threads == 1 else "s")
     why = f"fastest of {len(speed)} measured end to end {at}"
-    if chosen != fastest:
-        ahead = 100 * (_ratio(result, fastest, chosen) - 1)
-        fewer = "with fewer layout transforms"
-        why = f"within the noise of the fastest, {fastest} ({ahead:.1f} % {at}), {fewer}"
+    if chosen is not fastest:
+        ahead = 100 * (_ratio(result, fastest.name, chosen.name) - 1)
+        fewer = chosen.layout_transforms < fastest.layout_transforms
+        how = "with fewer layout transforms" if fewer else "and tuned"
+        why = f"within the noise of the fastest, {fastest.name} ({ahead:.1f} % {at}), {how}"
     return Choice(
-        chosen,
+        chosen.name,
         {timing.label: timing.median_ms for timing in result.timings},
-        {name: _ratio(result, chosen, name) for name in speed},
+        {name: _ratio(result, chosen.name, name) for name in speed},
         why,
         result.warnings,
     )

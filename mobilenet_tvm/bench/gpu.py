@@ -20,9 +20,10 @@ import numpy as np
 from mobilenet_tvm import cuda, targets
 from mobilenet_tvm.bench import alternate, protocol
 from mobilenet_tvm.bench.alternate import DEFAULT_ROUNDS, Contender
-from mobilenet_tvm.bench.gpu_peers import PEERS, Absent, PeerRow, find_peers
+from mobilenet_tvm.bench.gpu_peers import PEERS, find_peers
 from mobilenet_tvm.bench.gpu_results import GpuBenchResult, GpuRatio, GpuTiming
 from mobilenet_tvm.bench.peak import machine_name
+from mobilenet_tvm.bench.peers import Absent, PeerRow
 from mobilenet_tvm.bench.process import WorkerProcess
 from mobilenet_tvm.bench.results import Agreement, ratio_by_round, relative_error, summarize
 from mobilenet_tvm.cuda.errors import CudaError

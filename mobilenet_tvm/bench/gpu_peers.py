@@ -5,44 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from mobilenet_tvm.bench.protocol import ContenderKind
+from mobilenet_tvm.bench.peers import Absent, Peer, PeerRow
 
 TF32 = "TF32"  # ends the label of a row whose factors have 10 bits
-
-
-@dataclass(frozen=True)
-class Absent:
-    """A peer that was asked for and does not run: why, and the command that may mend it."""
-
-    name: str
-    reason: str
-    command: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: absent, {self.reason} ({self.command})"
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A runtime that could be held against.
-
-    Attributes:
-        title: its name.
-        modules: what must be importable; the first one's distribution gives the version.
-        distributions: that the first module may be of, the one to install first.
-        command: installs all.
-        rows: kind and what is said of it beside the name; ``graph_rows`` where CUDA graphs are
-            asked for as well.
-    """
-
-    title: str
-    modules: tuple[str, ...]
-    distributions: tuple[str, ...]
-    command: str
-    rows: tuple[tuple[ContenderKind, str], ...]
-    graph_rows: tuple[tuple[ContenderKind, str], ...] = ()
 
 
 PEERS = {
@@ -72,15 +38,6 @@ PEERS = {
         (("torch-compiled", "compiled, graph"),),
     ),
 }
-
-
-@dataclass(frozen=True)
-class PeerRow:
-    """One way to run a peer, to be timed."""
-
-    peer: str
-    kind: ContenderKind
-    label: str
 
 
 def is_tf32(label: str) -> bool:

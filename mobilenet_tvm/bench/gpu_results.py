@@ -11,7 +11,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mobilenet_tvm.bench.gpu_peers import Absent, is_tf32
+from mobilenet_tvm.bench.gpu_peers import is_tf32
+from mobilenet_tvm.bench.peers import Absent
 from mobilenet_tvm.bench.results import DISAGREEMENT, Agreement
 from mobilenet_tvm.cuda.gpu import GpuInfo, GpuSummary, causes
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from mobilenet_tvm.bench import protocol
+from mobilenet_tvm.bench import elsewhere, protocol
 from mobilenet_tvm.errors import DeviceError, UsageError
 
 WORKER_COMMAND = (sys.executable, "-m", "mobilenet_tvm.bench.worker")
@@ -36,9 +36,11 @@ _THREADING_VARIABLES = (
 _Reply = TypeVar("_Reply", protocol.Loaded, protocol.Prepared, protocol.Measured, protocol.Walked)
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """This process's environment with the number of threads fixed for every runtime."""
-    environment = {k: v for k, v in os.environ.items() if k not in _THREADING_VARIABLES}
+def worker_environment(threads: int, python: str = sys.executable) -> dict[str, str]:
+    """This process's environment, as ``python`` may have it, with the number of threads fixed for
+    every runtime."""
+    inherited = elsewhere.environment(python)
+    environment = {k: v for k, v in inherited.items() if k not in _THREADING_VARIABLES}
     environment["TVM_NUM_THREADS"] = str(threads)
     environment["OMP_NUM_THREADS"] = str(threads)
     environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's own, which has nothing to do here
@@ -58,7 +60,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             bufsize=0,
-            env=worker_environment(threads),
+            env=worker_environment(threads, command[0]),
             # Ctrl-C and the terminal's job control are for the parent alone: `fg` would
             # continue every worker at once.
             start_new_session=True,

@@ -6,12 +6,20 @@ from typing import Literal
 
 import msgspec
 
-# "layers" is an artifact whose kernels can be timed one by one; those after it run on this
-# machine's GPU (``gpu_runners``).
+# "layers" is an artifact whose kernels can be timed one by one. Those from ``cuda-artifact`` on
+# run on this machine's GPU (``gpu_runners``).
 ContenderKind = Literal[
     "artifact",
     "onnxruntime",
     "layers",
+    "openvino",
+    "openvino-default",
+    "litert",
+    "ncnn",
+    "ncnn-default",
+    "mnn",
+    "cpu-torch",
+    "cpu-torch-compiled",
     "cuda-artifact",
     "cuda-artifact-graph",
     "cuda-onnxruntime",

@@ -14,8 +14,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from mobilenet_tvm.bench.noise import NOISY
+from mobilenet_tvm.bench.peers import Absent
 
 DISAGREEMENT = 1e-3  # of max |reference|: beyond it the contenders are hardly the same network
+# The same for a runtime that computes in 16 bits by itself. bfloat16 keeps 8 bits of a value: over
+# a MobileNet's layers its outputs differ by 5-8 % of the largest.
+LOW_PRECISION_DISAGREEMENT = 0.2
+# Limits by precision, named as OpenVINO does.
+PRECISIONS = {
+    "f32": DISAGREEMENT,
+    "bf16": LOW_PRECISION_DISAGREEMENT,
+    "f16": LOW_PRECISION_DISAGREEMENT,
+}
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,17 @@ class Ratio:
 @dataclass(frozen=True)
 class Agreement:
     """Largest |difference| of ``label``'s outputs from ``reference``'s on the timed input,
-    relative to max |reference| of each output; infinite when either is not finite."""
+    relative to max |reference| of each output; infinite when either is not finite. ``limit`` is
+    what its precision allows (``PRECISIONS``)."""
 
     label: str
     reference: str
     threads: int
     max_error: float
+    limit: float = DISAGREEMENT
+
+    def __bool__(self) -> bool:
+        return self.max_error <= self.limit
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,8 @@ class BenchResult:
     """All of one run of ``compare``, in the order the contenders were given.
 
     ``peak_gflops`` of a core is None, and ``noise`` empty, where they were not measured: on a
-    board.
+    board. ``peers`` are the labels of other runtimes, ``f32_peers`` those of them that compute in
+    float32; ``absent`` are those that were asked for and do not run.
     """
 
     machine: str
@@ -89,6 +105,29 @@ class BenchResult:
     ratios: tuple[Ratio, ...]
     agreements: tuple[Agreement, ...]
     noise: tuple[Noise, ...]
+    peers: tuple[str, ...] = ()
+    f32_peers: tuple[str, ...] = ()
+    absent: tuple[Absent, ...] = ()
+
+    @property
+    def best_f32_peers(self) -> tuple[Ratio, ...]:
+        """At each number of threads the first contender's ratio to the fastest peer that computes
+        the same network in float32, if any does."""
+        wrong = {(a.label, a.threads) for a in self.agreements if not a}
+        found = []
+        for threads in dict.fromkeys(timing.threads for timing in self.timings):
+            peers = [
+                timing
+                for timing in self.timings
+                if timing.threads == threads
+                and timing.label in self.f32_peers
+                and (timing.label, threads) not in wrong
+            ]
+            if peers:
+                best = min(peers, key=lambda timing: timing.median_ms)
+                if best.label != self.timings[0].label:
+                    found.append(self.ratio(self.timings[0].label, best.label, threads))
+        return tuple(found)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -102,10 +141,10 @@ class BenchResult:
         ]
         differing = [
             f"{agreement.label} and {agreement.reference} disagree by {agreement.max_error:.1e} of "
-            f"max |reference| (limit {DISAGREEMENT:.0e}, {_cores(agreement.threads)}): they do not "
-            "compute the same, so do not compare their times"
+            f"max |reference| (limit {agreement.limit:.0e}, {_cores(agreement.threads)}): they do "
+            "not compute the same, so do not compare their times"
             for agreement in self.agreements
-            if agreement.max_error > DISAGREEMENT
+            if not agreement
         ]
         return (*noisy, *differing)
 
@@ -125,7 +164,11 @@ class BenchResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the dataclasses' own field names."""
-        return {**dataclasses.asdict(self), "warnings": list(self.warnings)}
+        return {
+            **dataclasses.asdict(self),
+            "best_f32_peers": [dataclasses.asdict(ratio) for ratio in self.best_f32_peers],
+            "warnings": list(self.warnings),
+        }
 
 
 def summarize(
@@ -183,6 +226,15 @@ def relative_error(
     return worst
 
 
+def best_peer_text(ratio: Ratio) -> str:
+    """One of ``BenchResult.best_f32_peers`` as a sentence."""
+    plural = "" if ratio.threads == 1 else "s"
+    return (
+        f"{ratio.of} is {ratio.median:.2f}x ({ratio.p5:.2f}-{ratio.p95:.2f}) as fast as the best "
+        f"f32 peer, {ratio.to}, at {ratio.threads} thread{plural}"
+    )
+
+
 def table(result: BenchResult) -> Table:
     """The comparison for a person: a row for each contender and number of threads.
 
@@ -224,7 +276,10 @@ def _milliseconds(value_ms: float) -> str:
 def _speed(result: BenchResult, timing: Timing, baseline: str) -> str:
     if timing.label == baseline:
         return "1.00x"
-    ratio = result.ratio(timing.label, baseline, timing.threads)
+    try:
+        ratio = result.ratio(timing.label, baseline, timing.threads)
+    except KeyError:  # the baseline failed at this number of threads
+        return "-"
     return f"{ratio.median:.2f}x"
 
 
@@ -235,7 +290,13 @@ def _cores(count: int) -> str:
 def _caption(result: BenchResult) -> str:
     """The conditions, which a latency means nothing without."""
     first = result.timings[0]
-    lines = [str(ratio) for ratio in result.ratios if ratio.of == first.label]
+    best = {ratio.threads: ratio for ratio in result.best_f32_peers}
+    lines = [
+        str(ratio)
+        for ratio in result.ratios
+        if ratio.of == first.label and (not best or ratio.to not in result.peers)
+    ]
+    lines += map(best_peer_text, result.best_f32_peers)
     if result.peak_gflops is None:
         lines.append(result.machine)
     else:
@@ -247,8 +308,12 @@ def _caption(result: BenchResult) -> str:
     lines.append(
         f"{first.rounds} alternating rounds; percentiles over all inferences, ratios over rounds"
     )
-    if result.agreements:
-        worst = max(agreement.max_error for agreement in result.agreements)
-        reference = result.agreements[0].reference
-        lines.append(f"outputs differ from {reference}'s by {worst:.1e} of its max |output|")
+    for limit in sorted({agreement.limit for agreement in result.agreements}):
+        held = [agreement for agreement in result.agreements if agreement.limit == limit]
+        worst = max(agreement.max_error for agreement in held)
+        whose = "outputs" if limit == DISAGREEMENT else "outputs in lower precision"
+        lines.append(
+            f"{whose} differ from {held[0].reference}'s by {worst:.1e} of its max |output|"
+        )
+    lines += [str(absent) for absent in result.absent]
     return escape("\n".join(lines))

@@ -8,9 +8,13 @@ from pathlib import Path
 from mobilenet_tvm import frontend, targets
 from mobilenet_tvm.build.compile import compile_model
 from mobilenet_tvm.build.manifest import Manifest
+from mobilenet_tvm.records.tasks import Schedules
 
 # In the order in which tables show them.
-LABELS = {"stock": "untuned (TVM's schedules)", "ours": "untuned (our schedules)"}
+LABELS: dict[Schedules, str] = {
+    "stock": "untuned (TVM's schedules)",
+    "ours": "untuned (our schedules)",
+}
 
 
 def build_untuned(

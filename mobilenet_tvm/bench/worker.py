@@ -185,6 +185,10 @@ def make_runner(kind: str, path: str, threads: int) -> Runner:
     """The runner of a contender, its model loaded."""
     if kind in RUNNERS:
         return RUNNERS[kind](path, threads)
+    from mobilenet_tvm.bench import cpu_runners
+
+    if kind in cpu_runners.RUNNERS:
+        return cpu_runners.RUNNERS[kind](path, threads)
     from mobilenet_tvm.bench import gpu_runners
 
     return gpu_runners.RUNNERS[kind](path)

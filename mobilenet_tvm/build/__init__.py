@@ -18,6 +18,7 @@ _ROOMS = {
     "coverage": "compile",
     "make_plans": "plans",
     "plan_tasks": "plans",
+    "rivals": "plans",
 }
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "coverage",
     "make_plans",
     "plan_tasks",
+    "rivals",
 ]
 
 

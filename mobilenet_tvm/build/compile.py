@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from mobilenet_tvm.errors import DeviceError, carries_interrupt, last_line
 from mobilenet_tvm.frontend import RelayModel
 from mobilenet_tvm.records import Record, Task
 from mobilenet_tvm.records.log import log_digest_text
+from mobilenet_tvm.records.tasks import Schedules
 from mobilenet_tvm.targets import Preset
 
 
@@ -66,9 +67,10 @@ def compile_model(
     info: ModelInfo,
     tasks: Sequence[Task] = (),
     best: dict[str, Record] | None = None,
+    transferred: Collection[str] = (),
     preprocessing: Preprocessing | None = None,
     labels: Sequence[str] | None = None,
-    schedules: str = "ours",
+    schedules: Schedules = "ours",
     plan: Plan | None = None,
     linker: Sequence[str] | None = None,
     c_prefix: str | None = None,
@@ -85,6 +87,8 @@ def compile_model(
         tasks: the model's tasks, for the coverage and to leave foreign records out; for a
             plan with Ansor's layers also its.
         best: the best record of each task, by key; none compiles the untuned defaults.
+        transferred: keys of those that the nearest shape lent (``records.serving``): they are
+            built with, and are not counted as tuned.
         preprocessing: how a photo becomes the input, if it is known.
         labels: of the classes, if they are known.
         schedules: ``ours`` or ``stock``.
@@ -158,6 +162,7 @@ def compile_model(
         mobilenet_tvm.schedules.use("ours")
     used |= ansor_context.used
     applied = [record for record in given if record.key in used]
+    lent = tuple(index for index, record in enumerate(applied) if record.key in transferred)
     c_library = kernels = None
     if c_prefix is None:
         image = only_image(library, compiled)
@@ -182,7 +187,7 @@ def compile_model(
     # A layer that misses Ansor's record ends the build; but one label may stand for several of
     # its tasks, of which a plan needs one.
     counted = (r for r in given if r.searcher == "ansor" or r.key in used)
-    covered = coverage(planned, {record.key: record for record in counted})
+    covered = coverage(planned, {r.key: r for r in counted if r.key not in transferred})
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=path.name.removesuffix(path.suffix),
@@ -206,6 +211,8 @@ def compile_model(
             searchers=tuple(sorted({record.searcher for record in applied})),
             layout_transforms=transforms,
             records=tuple(record.line for record in applied),
+            transferred=lent,
+            schedules=schedules,
         ),
         so_sha256=sha256_file(path),
         preprocessing=preprocessing,
@@ -216,6 +223,7 @@ def compile_model(
             plan=plan,
             tasks=planned,
             used=applied,
+            transferred=lent,
         ),
         c_library=c_library,
         cuda=kernels,

@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.build.manifest import LayerInfo
+from mobilenet_tvm.build.manifest import LayerInfo, Serving
 from mobilenet_tvm.build.plans import Plan
 from mobilenet_tvm.frontend.dense import PIXELS
 from mobilenet_tvm.records import Record, Task
@@ -144,6 +144,7 @@ def layer_infos(
     plan: Plan | None,
     tasks: Sequence[Task],
     used: Sequence[Record],
+    transferred: Collection[int] = (),
 ) -> tuple[LayerInfo, ...]:
     """What the manifest says of the kernels.
 
@@ -153,6 +154,7 @@ def layer_infos(
         plan: whose convolution is whose; None gives all to AutoTVM.
         tasks: that the build's layers are scheduled by.
         used: the records of the build; indices in the result are into them.
+        transferred: indices of those that the nearest shape lent.
     """
     if len(names) != len(kernels):  # a pass that nobody thought of; better silent than wrong
         return tuple(map(LayerInfo, names))
@@ -171,6 +173,10 @@ def layer_infos(
             for task in tasks
             if kernel.label and task.searcher == searcher and _is_of(task, kernel.label)
         ]
+        records = tuple(index for task in own for index in places[task.key])
+        served: Serving | None = "default" if own else None
+        if records:
+            served = "transfer" if set(records) & set(transferred) else "record"
         infos.append(
             LayerInfo(
                 kernel=name,
@@ -180,7 +186,8 @@ def layer_infos(
                 task=kernel.label,
                 searcher=searcher if own else None,
                 template=str(own[0].handle.name) if own and not is_ansors else None,
-                records=tuple(index for task in own for index in places[task.key]),
+                records=records,
+                served=served,
             )
         )
     return tuple(infos)

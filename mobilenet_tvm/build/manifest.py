@@ -17,6 +17,9 @@ from mobilenet_tvm.errors import UsageError
 
 FORMAT_VERSION = 3
 
+# What a layer is scheduled by: a record of its own, the nearest shape's, or the untuned default.
+Serving = Literal["record", "transfer", "default"]
+
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output: ``shape`` as a tuple of ints, ``dtype`` as numpy names it."""
@@ -78,11 +81,14 @@ class ToolchainInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TuningInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Coverage of the build: ``tuned`` of the ``tasks`` of the plan had a measured record.
+    """Coverage of the build: ``tuned`` of the ``tasks`` of the plan had a record of their own.
 
     ``records`` are the records used, TVM's own lines, in the order applied, and ``log_digest``
-    ``sha256:<hex>`` of them; ``searchers`` are those that these records are of.
-    ``layout_transforms`` counts the kernels of one inference that change a layout.
+    ``sha256:<hex>`` of them; ``searchers`` are those that these records are of. ``transferred``
+    are indices into them: their configurations are those of the nearest shape that was measured,
+    and the times in their lines are estimates. They are not among the ``tuned``; what is neither
+    runs the untuned default. ``schedules`` says whose templates it has, ``ours`` or ``stock``
+    (TVM's). ``layout_transforms`` counts the kernels of one inference that change a layout.
     """
 
     tasks: int
@@ -91,6 +97,8 @@ class TuningInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     searchers: tuple[str, ...] = ()
     layout_transforms: int = 0
     records: tuple[str, ...] = ()
+    transferred: tuple[int, ...] = ()
+    schedules: Literal["ours", "stock"] = "ours"
 
 
 class LayerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +109,9 @@ class LayerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is not known, laid out as ``layout`` says (``NCHW16c``; empty where it is no activation).
     ``task`` is the label of the layer that decides its schedule, ``template`` AutoTVM's template
     for it. ``records`` are indices into ``TuningInfo.records``: none where the layer is
-    untuned, several where Ansor has a task for each epilogue of such a layer.
+    untuned, several where Ansor has a task for each epilogue of such a layer. ``served`` says the
+    same in words: by a ``record`` of its own, by a ``transfer`` of the nearest shape's, or by the
+    untuned ``default``; None where it is no layer that can be tuned.
     """
 
     kernel: str
@@ -112,6 +122,7 @@ class LayerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     searcher: str | None = None
     template: str | None = None
     records: tuple[int, ...] = ()
+    served: Serving | None = None
 
 
 class CandidateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

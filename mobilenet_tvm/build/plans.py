@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.frontend.layout import convolutions
 from mobilenet_tvm.records import Record, Task
-from mobilenet_tvm.records.tasks import convolution_label, tensor_bytes
+from mobilenet_tvm.records.tasks import Schedules, convolution_label, tensor_bytes
 
 if TYPE_CHECKING:
     from mobilenet_tvm.targets.gpus import Gpu
@@ -35,12 +35,15 @@ class Plan:
 
     Attributes:
         name: ``autotvm``, ``ansor``, ``mix`` (transforms weighed against gains), or ``fastest``
-            (each layer's faster schedule, whatever the transforms cost).
+            (each layer's faster schedule, whatever the transforms cost); of the rivals that those
+            are held against (``rivals``) ``untuned`` or ``stock``.
         positions: convolutions in NHWC with Ansor's schedule, counted in post-order from 0.
         estimate_s: of one inference's tuned convolutions and layout transforms.
         dropped: why it is not worth building, or None.
         untuned: convolutions that run untuned here and tuned in another plan. Nobody knows
             their time: the estimate leaves them out, and is compared with no other.
+        schedules: whose templates its layers have, ``ours`` or ``stock`` (TVM's).
+        records: whether records are used; without them every layer runs the untuned default.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Plan:
     estimate_s: float
     dropped: str | None = None
     untuned: int = 0
+    schedules: Schedules = "ours"
+    records: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,34 @@ def make_plans(
         launch_s: of a kernel.
     """
     return plan_layers(layers_of(module, tasks, best), bytes_per_s=bytes_per_s, launch_s=launch_s)
+
+
+def rivals(
+    tasks: Sequence[Task],
+    best: Mapping[str, Record],
+    *,
+    schedules: Schedules = "ours",
+    stock_tasks: Sequence[Task] = (),
+) -> tuple[Plan, ...]:
+    """What the plans of ``make_plans`` have to beat end to end, and only there: a kernel's trial
+    does not see its neighbours, and of these kernels nothing is known that compares.
+
+    The untuned defaults, where a record says otherwise for some layer; and TVM's own templates,
+    where one of their layers has a record that ours have not.
+
+    Args:
+        tasks: AutoTVM's, of ``schedules``.
+        best: the record of each task, by key.
+        schedules: whose templates the plans have.
+        stock_tasks: AutoTVM's with TVM's own templates, where the plans have ours.
+    """
+    found = []
+    if any(task.key in best and best[task.key].config != task.default for task in tasks):
+        found.append(Plan("untuned", (), math.inf, schedules=schedules, records=False))
+    ours = {task.key for task in tasks}
+    if any(task.key in best and task.key not in ours for task in stock_tasks):
+        found.append(Plan("stock", (), math.inf, schedules="stock"))
+    return tuple(found)
 
 
 def layers_of(module: Any, tasks: Sequence[Task], best: Mapping[str, Record]) -> tuple[Layer, ...]:
@@ -231,7 +264,7 @@ def _estimate_s(plan: Plan) -> float:
 
 def by_estimate(plan: Plan) -> tuple[bool, float]:
     """The least first; an estimate that leaves something out says nothing against a whole one."""
-    return plan.untuned > 0, plan.estimate_s
+    return plan.untuned > 0 or math.isinf(plan.estimate_s), plan.estimate_s
 
 
 def times(plan: Plan, other: Plan) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import msgspec
 
 from mobilenet_tvm import cuda, frontend, targets
 from mobilenet_tvm.bench import check_threads
-from mobilenet_tvm.build import Plan, coverage, make_plans, plan_tasks
+from mobilenet_tvm.build import Plan, coverage, make_plans, plan_tasks, rivals
 from mobilenet_tvm.build.link import parse_linker
 from mobilenet_tvm.build.manifest import (
     Manifest,
@@ -34,6 +35,8 @@ from mobilenet_tvm.errors import CheckFailedError, DeviceError, UsageError
 from mobilenet_tvm.parity import ParityResult
 from mobilenet_tvm.parity.inputs import find_images
 from mobilenet_tvm.records import Record, SearcherName, Task, extract_tasks
+from mobilenet_tvm.records.lines import autotvm_task
+from mobilenet_tvm.records.tasks import Schedules
 from mobilenet_tvm.runtime import gpus
 from mobilenet_tvm.runtime.static import emulator, why_not
 from mobilenet_tvm.targets import Preset
@@ -67,9 +70,17 @@ def add_artifact_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the artifact and of tuning_logs/ (default: out)",
     )
     parser.add_argument(
+        "--schedules",
+        choices=("best", "ours", "stock"),
+        default="best",
+        help="whose templates its layers have: ours, stock (TVM's own), or best: whichever is the "
+        "fastest end to end of ours, Ansor's schedules and, where it was tuned, stock "
+        "(default: best)",
+    )
+    parser.add_argument(
         "--require-tuned",
         action="store_true",
-        help="fail (exit 1) when a task has no tuning record",
+        help="fail (exit 1) when a task has no tuning record of its own",
     )
     parser.add_argument(
         "--threads",
@@ -152,9 +163,12 @@ _deviations.__name__ = "one or three positive numbers"
 class Job:
     """A model on its way to an artifact, resolved once and for all from the arguments.
 
-    ``tasks`` are AutoTVM's; ``ansor_tasks``, which take seconds to find, are there if wanted.
-    ``device`` is where it is tuned; None is this machine, if that can run the preset.
-    ``c_prefix`` is what the names of a static library begin with, None for a ``.so``.
+    ``tasks`` are AutoTVM's, of TVM's own templates if ``schedules`` says ``stock``;
+    ``ansor_tasks``, which take seconds to find, and with ``best`` ``stock_tasks`` are there if
+    wanted. ``threads`` is what it will run on. ``transferred`` are keys of tasks whose record the
+    nearest shape lent (``records.serving``). ``device`` is where it is tuned; None is this
+    machine, if that can run the preset. ``c_prefix`` is what the names of a static library begin
+    with, None for a ``.so``.
     """
 
     relay: frontend.RelayModel
@@ -169,6 +183,15 @@ class Job:
     linker: tuple[str, ...] | None = None
     c_prefix: str | None = None
     device: Device | None = None
+    threads: int = 1
+    schedules: str = "best"
+    stock_tasks: tuple[Task, ...] = ()
+    transferred: frozenset[str] = frozenset()
+
+    @property
+    def templates(self) -> Schedules:
+        """Whose templates ``tasks`` are of."""
+        return "stock" if self.schedules == "stock" else "ours"
 
     @property
     def runs(self) -> bool:
@@ -199,10 +222,21 @@ class Job:
         suffix = "so" if self.preset.kind == "so" else "tar"
         return self.folder / f"{self.info.name}.{self.preset.name}.{suffix}"
 
-    def log_of(self, searcher: SearcherName) -> Path:
-        """``<folder>/tuning_logs/<preset>/<model>.<searcher>.jsonl``."""
-        name = f"{self.info.name}.{searcher}.jsonl"
-        return self.folder / "tuning_logs" / self.preset.name / name
+    def log_of(self, searcher: SearcherName, templates: Schedules | None = None) -> Path:
+        """``<folder>/tuning_logs/<preset>/<model>.<searcher>.jsonl``: by default the one that
+        ``tune`` writes.
+
+        Times with more than one thread, and those of TVM's own templates, are in logs of their
+        own: ``<model>.stock.2-threads.autotvm.jsonl``.
+        """
+        stock = ".stock" if (templates or self.templates) == "stock" else ""
+        threads = f".{self.threads}-threads" if self.threads != 1 else ""
+        return self.logs_folder / f"{self.info.name}{stock}{threads}.{searcher}.jsonl"
+
+    @property
+    def logs_folder(self) -> Path:
+        """Where logs for the preset are."""
+        return self.folder / "tuning_logs" / self.preset.name
 
 
 def prepare(args: argparse.Namespace) -> Job:
@@ -226,14 +260,27 @@ def prepare(args: argparse.Namespace) -> Job:
         relay=relay,
         info=info,
         preset=preset,
-        tasks=extract_tasks(relay.module, preset),
+        tasks=extract_tasks(
+            relay.module, preset, schedules="stock" if args.schedules == "stock" else "ours"
+        ),
         preprocessing=_preprocessing(args, relay),
         labels=labels,
         images=images,
         folder=args.output,
         linker=args.linker,
         c_prefix=_c_prefix(args, info.name, preset),
+        threads=args.threads,
+        schedules=args.schedules,
     )
+
+
+def with_stock_tasks(job: Job, records: Iterable[Record]) -> Job:
+    """The job with the tasks of TVM's own templates, where it may be built of them: with
+    ``--schedules best``, and a record of one."""
+    templates = {autotvm_task(one)[0] for one in records if one.searcher == "autotvm"}
+    if job.schedules != "best" or templates <= {task.handle.name for task in job.tasks}:
+        return job
+    return replace(job, stock_tasks=extract_tasks(job.relay.module, job.preset, schedules="stock"))
 
 
 def _c_prefix(args: argparse.Namespace, model: str, preset: Preset) -> str | None:
@@ -294,8 +341,10 @@ def compile_and_check(
 ) -> tuple[Manifest, ParityResult | None, dict[str, Any]]:
     """Compile with the best records, check parity, and say both in a line each.
 
-    With records of both searchers several builds are candidates (``build.plans``). They are
-    measured against each other, and the fastest that passes becomes the artifact.
+    With records of both searchers several builds are candidates (``build.plans``), and where
+    they can be measured the untuned defaults are one of them, unless ``--require-tuned`` asks
+    for records. They are measured against each other, and the fastest that passes becomes the
+    artifact.
 
     Returns:
         The manifest, the parity result (None with ``--no-check``), and both for ``--json``.
@@ -306,8 +355,12 @@ def compile_and_check(
     """
     bytes_per_s = transform_bytes_per_s(job.preset.gpu)
     plans = make_plans(job.relay.module, job.all_tasks, best, bytes_per_s=bytes_per_s)
+    if job.templates == "stock":
+        plans = tuple(replace(plan, name="stock", schedules="stock") for plan in plans)
     if args.require_tuned:
         plans = _tuned_plans(job, plans, best)
+    elif job.timed and job.c_prefix is None:
+        plans += rivals(job.tasks, best, schedules=job.templates, stock_tasks=job.stock_tasks)
     why = "--no-check" if args.no_check else _why_not(job)
     check = why is None
     with folder_beside(job.artifact) as folder:
@@ -320,6 +373,10 @@ def compile_and_check(
         out.console.print(table(decision.candidates))
     size_mb = job.artifact.stat().st_size / 1e6
     covered = f"{manifest.tuning.tuned} of {manifest.tuning.tasks} tasks tuned"
+    if lent := len(manifest.tuning.transferred):
+        covered += f", {lent} by the nearest shape{'' if lent == 1 else 's'}"
+    if not decision.chosen.plan.records:
+        covered += ": the untuned defaults are the fastest"
     out.line(f"artifact  {job.artifact} ({size_mb:.1f} MB), {covered}")
     if manifest.c_library is not None:
         header = job.artifact.with_name(manifest.c_library.header)
@@ -333,7 +390,9 @@ def compile_and_check(
         "artifact": str(job.artifact),
         "preset": job.preset.name,
         "tuned": manifest.tuning.tuned,
+        "transferred": len(manifest.tuning.transferred),
         "tasks": manifest.tuning.tasks,
+        "schedules": manifest.tuning.schedules,
         "layout_transforms": manifest.tuning.layout_transforms,
         "decision": [msgspec.structs.asdict(one) for one in decision.candidates],
         "parity": None if parity is None else parity.as_dict(),
@@ -365,8 +424,9 @@ def _why_not(job: Job) -> str | None:
 
 
 def _tuned_plans(job: Job, plans: tuple[Plan, ...], best: dict[str, Record]) -> tuple[Plan, ...]:
-    """The plans of which every task has a record."""
-    covered = [coverage(plan_tasks(job.relay.module, job.all_tasks, plan), best) for plan in plans]
+    """The plans of which every task has a record of its own."""
+    own = {key: record for key, record in best.items() if key not in job.transferred}
+    covered = [coverage(plan_tasks(job.relay.module, job.all_tasks, plan), own) for plan in plans]
     tuned = tuple(plan for plan, one in zip(plans, covered, strict=True) if one)
     if not any(plan.dropped is None for plan in tuned):
         least = min(covered, key=lambda one: len(one.missing))

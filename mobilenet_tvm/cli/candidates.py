@@ -119,10 +119,12 @@ def _build(
             job.preset,
             path,
             info=job.info,
-            tasks=job.all_tasks,
-            best=best,
+            tasks=job.stock_tasks if plan.schedules != job.templates else job.all_tasks,
+            best=best if plan.records else {},
+            transferred=job.transferred,
             preprocessing=job.preprocessing,
             labels=job.labels,
+            schedules=plan.schedules,
             plan=plan,
             linker=job.linker,
             c_prefix=job.c_prefix,
@@ -181,7 +183,7 @@ def _decide(fit: Sequence[Built], job: Job, threads: int) -> Choice:
         cpu=job.device.cpu,
         threads=(threads,),
     )
-    return choose(result, {c.name: c.layout_transforms for c in map(_candidate, fit)})
+    return choose(result, [_candidate(one) for one in fit])
 
 
 def _measured(one: Built, choice: Choice) -> CandidateInfo:
@@ -194,7 +196,8 @@ def _measured(one: Built, choice: Choice) -> CandidateInfo:
 
 
 def _candidate(one: Built) -> Candidate:
-    return Candidate(one.plan.name, one.path, one.manifest.tuning.layout_transforms)
+    tuning = one.manifest.tuning
+    return Candidate(one.plan.name, one.path, tuning.layout_transforms, tuning.tuned > 0)
 
 
 def _info(one: Built, why: str, *, chosen: bool = False) -> CandidateInfo:
@@ -218,7 +221,9 @@ def _only(plans: Sequence[Plan], chosen: Built, job: Job) -> str:
     """Why the one that is left is the chosen one."""
     if not chosen.passed:
         return "no candidate passed the parity check"
-    if chosen.manifest.tuning.tuned == 0:
+    if chosen.manifest.tuning.tuned == 0 and chosen.plan.records:
+        if chosen.manifest.tuning.transferred:
+            return "no record is of its own tasks: by those of the nearest shapes"
         return "untuned: there are no records of its tasks"
     if len(plans) == 1:
         return "the only plan that there are records for"

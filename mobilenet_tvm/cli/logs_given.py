@@ -11,6 +11,11 @@ from mobilenet_tvm.records.merge import Log, load
 _KINDS = ("*.autotvm.jsonl", "*.ansor.jsonl")
 
 
+def logs_of_folder(folder: Path) -> list[Path]:
+    """The logs in a folder and those in it, in order."""
+    return sorted(file for kind in _KINDS for file in folder.rglob(kind))
+
+
 def read_logs(paths: Sequence[Path], warn: Callable[[str], None]) -> list[Log]:
     """The logs at ``paths``, and those in the folders among them.
 
@@ -19,9 +24,7 @@ def read_logs(paths: Sequence[Path], warn: Callable[[str], None]) -> list[Log]:
     """
     found: list[Log] = []
     for path in paths:
-        files = [path]
-        if path.is_dir():
-            files = sorted(file for kind in _KINDS for file in path.rglob(kind))
+        files = logs_of_folder(path) if path.is_dir() else [path]
         if not files:
             raise UsageError(f"no {' or '.join(_KINDS)} in {path}: name a tuning log")
         found += [load(file, warn) for file in files]

@@ -112,6 +112,22 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def searchers(args: argparse.Namespace) -> tuple[SearcherName, ...]:
+    """Who searches. Templates are AutoTVM's, so where one kind is asked for Ansor is not.
+
+    Raises:
+        UsageError: it alone was asked for.
+    """
+    if args.schedules == "best":
+        return TUNERS[args.tuner]
+    if args.tuner == "ansor":
+        raise UsageError(
+            f"--schedules {args.schedules} is of templates, and --tuner ansor has none: leave one "
+            "of the two out"
+        )
+    return TUNERS["autotvm"]
+
+
 def search(
     job: Job, device: Device, args: argparse.Namespace, out: Output
 ) -> tuple[list[Record], Summary]:
@@ -124,7 +140,7 @@ def search(
         UsageError: a log is of another machine, is being written, or cannot be read.
         DeviceError: nothing could be measured, or a log cannot be written.
     """
-    names = TUNERS[args.tuner]
+    names = searchers(args)
     where = Where(device.cpu, args.threads, device.timing)
     tasks = [task for task in (*job.tasks, *job.ansor_tasks) if task.searcher in names]
     asked_for = [path for given in args.transfer for path in logs_in(given)]
@@ -240,11 +256,14 @@ def _peak_flops(job: Job, threads: int, tasks: Sequence[Task], logs: Iterable[Re
 
 
 def _other_searchers(job: Job, where: Where, args: argparse.Namespace, out: Output) -> list[Record]:
-    """What earlier runs by a searcher that is not asked now found: the model is chosen of all."""
-    others = [name for name in TUNERS["all"] if name not in TUNERS[args.tuner]]
-    paths = [job.log_of(name) for name in others if job.log_of(name).exists() and not args.fresh]
+    """What earlier runs by a searcher that is not asked now found, or of TVM's own templates: the
+    model is chosen of all."""
+    if args.fresh or job.schedules != "best":
+        return []
+    logs = [job.log_of(name) for name in TUNERS["all"] if name not in searchers(args)]
+    logs.append(job.log_of("autotvm", "stock"))
     found: list[Record] = []
-    for one in read_known(paths, out.warn):
+    for one in read_known([log for log in logs if log.exists()], out.warn):
         if one.of(where):
             out.line(f"also      {one.path}: {len(one.records)} trials of earlier runs")
             found += one.records

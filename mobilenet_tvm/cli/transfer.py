@@ -9,8 +9,8 @@ from pathlib import Path
 from mobilenet_tvm import tuning_logs
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records import Record, RunInfo, read_log, read_run, register_workloads
+from mobilenet_tvm.records.nearest import kind_of
 from mobilenet_tvm.records.runfile import Timing
-from mobilenet_tvm.search.transfer import kind_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def logs_in(path: Path) -> list[Path]:
 
 
 def siblings(log: Path) -> list[Path]:
-    """Logs of other models by the same searcher for the same preset."""
+    """Logs of other models, or threads, by the same searcher for the same preset."""
     suffix = "." + log.name.split(".")[-2] + ".jsonl"
     return [path for path in sorted(log.parent.glob(f"*{suffix}")) if path != log]
 

@@ -17,6 +17,7 @@ from mobilenet_tvm.records.choose import WRONG_OUTPUT, best_records
 from mobilenet_tvm.records.files import write_together
 from mobilenet_tvm.records.lines import Record
 from mobilenet_tvm.records.log import log_digest_text, read_log
+from mobilenet_tvm.records.nearest import is_default
 from mobilenet_tvm.records.runfile import RunInfo, read_run, run_bytes, run_path
 from mobilenet_tvm.records.tasks import SearcherName
 from mobilenet_tvm.records.workloads import read_workloads, workloads_bytes, workloads_path
@@ -115,17 +116,30 @@ def _rank(record: Record) -> tuple[int, float]:
 
 def distil_records(records: Iterable[Record]) -> list[Record]:
     """The fastest successful record of each task, in the order the tasks first came."""
+    return list(_best_by_target(list(records)).values())
+
+
+def with_defaults(distilled: Iterable[Record], records: Iterable[Record]) -> list[Record]:
+    """The distilled records, and after each that of its task's untuned default, where that was
+    tried and is another one: without it nobody can tell what the fastest one gains."""
+    of_interest = [one for one in records if one.error == WRONG_OUTPUT or is_default(one)]
+    defaults = _best_by_target(of_interest)
+    pairs = ((best, defaults.get((best.target, best.key))) for best in distilled)
+    return [one for pair in pairs for one in dict.fromkeys(pair) if one is not None]
+
+
+def _best_by_target(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
+    """The fastest successful record of each task, by target and key."""
     by_target: dict[str, list[Record]] = {}
-    records = list(records)
     for record in records:
         by_target.setdefault(record.target, []).append(record)
     # What was wrong for one target is barred for all (see ``best_records``).
     wrong = [record for record in records if record.error == WRONG_OUTPUT]
-    return [
-        record
-        for of_target in by_target.values()
-        for record in best_records([*of_target, *wrong]).values()
-    ]
+    return {
+        (target, key): record
+        for target, of_target in by_target.items()
+        for key, record in best_records([*of_target, *wrong]).items()
+    }
 
 
 def combine_runs(

@@ -18,6 +18,9 @@ from mobilenet_tvm.targets import Preset
 
 SearcherName = Literal["autotvm", "ansor"]
 
+# Whose templates: the project's, or TVM's own.
+Schedules = Literal["ours", "stock"]
+
 # A configuration: its index in a template's space, or the JSON text of Ansor's transform steps.
 Config = int | str
 
@@ -72,7 +75,9 @@ def workload_key(workload: Any) -> str:
     return str(workload)
 
 
-def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tuple[Task, ...]:
+def extract_tasks(
+    module: Any, preset: Preset, *, schedules: Schedules = "ours"
+) -> tuple[Task, ...]:
     """All tasks of a Relay module, in the model's order.
 
     Args:
@@ -117,12 +122,13 @@ def extract_tasks(module: Any, preset: Preset, *, schedules: str = "ours") -> tu
         relay.analysis.post_order_visit(typed["main"], visit)
     finally:
         autotvm.GLOBAL_SCOPE.silent = silent
+        mobilenet_tvm.schedules.use("ours")
 
     tasks = []
     for (name, arguments), weight in found.items():
         handle = autotvm.task.create(name, arguments, target)
         space = handle.config_space
-        default = _default_index(handle)
+        default = default_config(handle)
         candidates = _candidates(handle, default)
         if schedules == "ours":
             with target:
@@ -165,8 +171,9 @@ def _candidates(handle: Any, default: int | None) -> list[int]:
     return found
 
 
-def _default_index(handle: Any) -> int | None:
-    """The configuration with the knobs that the template falls back to."""
+def default_config(handle: Any) -> int | None:
+    """The configuration of an AutoTVM task with the knobs that its template falls back to; None
+    where that is none of its space."""
     from tvm import autotvm
 
     fallback = autotvm.task.space.FallbackConfigEntity()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mobilenet_tvm import targets
 from mobilenet_tvm.bench import Contender, alternate, compare, peak
+from mobilenet_tvm.bench.peers import Absent
 from mobilenet_tvm.bench.process import WorkerProcess
+from mobilenet_tvm.bench.results import LOW_PRECISION_DISAGREEMENT
 from mobilenet_tvm.errors import DeviceError, UsageError
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
@@ -52,8 +57,8 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[WorkerProcess]:
     started: list[WorkerProcess] = []
     start = WorkerProcess.__init__
 
-    def remember(self: WorkerProcess, label: str, threads: int) -> None:
-        start(self, label, threads)
+    def remember(self: WorkerProcess, *arguments: Any) -> None:
+        start(self, *arguments)
         started.append(self)
 
     monkeypatch.setattr(WorkerProcess, "__init__", remember)
@@ -208,3 +213,86 @@ def test_a_worker_that_dies_ends_the_comparison(
     with pytest.raises(DeviceError, match=r"worker of b died \(signal SIGKILL\)"):
         compare(contenders, threads=[1], rounds=3, on_round=kill)
     assert_gone(workers)
+
+
+def other(label: str, path: str, **changes: object) -> Contender:
+    """A peer's row, in ONNX Runtime."""
+    return dataclasses.replace(Contender(label, "onnxruntime", path, peer="litert"), **changes)
+
+
+def test_a_peer_runs_in_a_python_without_this_package(
+    tmp_path: Path, workers: list[WorkerProcess]
+) -> None:
+    path = dense_onnx(tmp_path / "dense.onnx")
+    result = compare([peer("ours", path), other("theirs", path, python=sys.executable)], rounds=2)
+    assert result.peers == result.f32_peers == ("theirs",)
+    (best,) = result.best_f32_peers
+    assert (best.of, best.to) == ("ours", "theirs")
+    (agreement,) = result.agreements
+    assert agreement.max_error == 0
+    assert_gone(workers)
+
+
+def test_peers_that_fail_are_named_and_the_others_go_on(
+    tmp_path: Path, workers: list[WorkerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = dense_onnx(tmp_path / "dense.onnx")
+    take_turn = alternate._round
+
+    def fails_later(lane: alternate.Lane) -> None:
+        if lane.contender.label == "tired" and lane.rounds_ms:
+            raise DeviceError("the bench worker of tired died")
+        take_turn(lane)
+
+    monkeypatch.setattr(alternate, "_round", fails_later)
+    wide = dense_onnx(tmp_path / "wide.onnx", width=128)
+    rows = [
+        peer("ours", path),
+        other("nowhere", str(tmp_path / "nowhere.onnx")),
+        other("wide", wide),
+        other("unknown", path, kind="mnn"),
+        other("tired", path),
+        other("well", path),
+    ]
+    result = compare(rows, threads=[1], rounds=3, absent=[Absent("before", "it is not here")])
+    assert [timing.label for timing in result.timings] == ["ours", "well"]
+    assert result.peers == ("well",)
+    reasons = {absent.name: absent.reason for absent in result.absent}
+    assert list(reasons) == ["before", "nowhere", "wide", "unknown", "tired"]
+    assert "fails here at 1 thread: ONNX Runtime cannot load" in reasons["nowhere"]
+    assert "not builds of one model" in reasons["wide"]
+    assert reasons["tired"] == "it fails here at 1 thread: the bench worker of tired died"
+    for reason in reasons.values():
+        assert len(reason.splitlines()) == 1
+    assert str(result.absent[0]) == "before: absent, it is not here"
+    assert_gone(workers)
+
+
+def test_a_peer_with_outputs_of_another_shape_is_left_out(tmp_path: Path) -> None:
+    path = dense_onnx(tmp_path / "dense.onnx")
+    model = onnx.load(path)
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.ones((256, 32), np.float32), "w")
+    )
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 32
+    onnx.save(model, tmp_path / "short.onnx")
+    short = other("short", str(tmp_path / "short.onnx"))
+    result = compare([peer("ours", path), short, other("same", path)], rounds=1)
+    assert [timing.label for timing in result.timings] == ["ours", "same"]
+    (absent,) = result.absent
+    assert "outputs of different shapes" in absent.reason
+
+
+def test_a_peer_in_lower_precision_has_its_own_limit_and_is_no_f32_peer(tmp_path: Path) -> None:
+    right = dense_onnx(tmp_path / "right.onnx")
+    rough = dense_onnx(tmp_path / "rough.onnx", scale=1.05)
+    low = other("low", rough, precision="bf16")
+    result = compare([peer("ours", right), low, other("rough", rough)], rounds=1, mult_adds=1)
+    peaks = [timing.peak_fraction is None for timing in result.timings]
+    assert peaks == [False, True, False]
+    assert [bool(agreement) for agreement in result.agreements] == [True, False]
+    assert result.agreements[0].limit == LOW_PRECISION_DISAGREEMENT
+    assert result.peers == ("low", "rough")
+    assert result.f32_peers == ("rough",)
+    assert result.best_f32_peers == ()  # the only one computes something else
+    assert [line.split()[0] for line in result.warnings if "disagree" in line] == ["rough"]

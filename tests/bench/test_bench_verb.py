@@ -10,6 +10,7 @@ import pytest
 from mobilenet_tvm import frontend, zoo
 from mobilenet_tvm.bench import alternate
 from mobilenet_tvm.bench.__main__ import (
+    KNOWN_PEERS,
     artifact_contenders,
     main,
     parse_peers,
@@ -66,9 +67,11 @@ def test_peers_are_known_by_name() -> None:
     assert parse_peers(None) is None
     assert parse_peers("") == []
     assert parse_peers("onnxruntime, onnxruntime") == ["onnxruntime"]
-    assert parse_peers("torch,onnxruntime") == ["onnxruntime", "torch"]
-    with pytest.raises(UsageError, match="openvino: unknown, the known ones are onnxruntime"):
-        parse_peers("onnxruntime,openvino")
+    assert parse_peers("onnxruntime,torch") == ["torch", "onnxruntime"]
+    assert parse_peers("openvino,tvm-ansor,litert") == ["openvino", "litert", "tvm-ansor"]
+    assert parse_peers("all") == list(KNOWN_PEERS)
+    with pytest.raises(UsageError, match="caffe: unknown, the known ones are openvino, litert"):
+        parse_peers("onnxruntime,caffe")
 
 
 def test_artifacts_are_labelled_by_file_or_by_path_if_that_is_not_enough(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_artifacts_of_two_models_are_not_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--against", "openvino"], "the known ones are onnxruntime"),
+        (["--against", "caffe"], "the known ones are openvino"),
         (["--threads", "100000"], "the cores of this machine"),
         ([], "no artifact at"),
     ],
@@ -109,6 +112,16 @@ def test_bad_usage_is_one_line_and_exit_2(
     assert complaint in said["error"]
     assert complaint in printed.err
     assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_what_does_not_run_on_the_cpu_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = str(fake_artifact(tmp_path / "net.so"))
+    assert main([artifact, "--against", "tensorrt"]) == 2
+    assert "--against tensorrt: on the CPU there is openvino" in capsys.readouterr().err
+    assert main([artifact, "--against", "onnxruntime", "--tvm-logs", "logs"]) == 2
+    assert "--tvm-logs is for --against tvm-autotvm,tvm-ansor" in capsys.readouterr().err
 
 
 def test_help_names_the_module(capsys: pytest.CaptureFixture[str]) -> None:

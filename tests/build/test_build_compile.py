@@ -261,6 +261,47 @@ def test_a_record_is_what_the_layer_is_built_with(
     assert len(digests) == 3
 
 
+@pytest.mark.parametrize(("lent", "served"), [(False, "record"), (True, "transfer")])
+def test_the_manifest_says_what_serves_a_layer(tmp_path: Path, lent: bool, served: str) -> None:
+    relay, preset = conv_relay(1, 1), targets.resolve("x86")
+    (task,) = extract_tasks(relay.module, preset)
+    config = next(config for config in task.candidates if config != task.default)
+    best = {task.key: record_of(task, config)}
+    manifest = compile_model(
+        relay,
+        preset,
+        tmp_path / "x.so",
+        info=INFO,
+        tasks=(task,),
+        best=best,
+        transferred={task.key} if lent else (),
+    )
+    assert manifest.tuning.transferred == ((0,) if lent else ())
+    assert (manifest.tuning.tuned, manifest.tuning.tasks) == (0 if lent else 1, 1)
+    assert manifest.tuning.records == (best[task.key].line,)
+    assert {one.served for one in manifest.layers if one.task} == {served}
+    untuned = compile_model(relay, preset, tmp_path / "y.so", info=INFO, tasks=(task,))
+    assert {one.served for one in untuned.layers if one.task} == {"default"}
+    assert untuned.so_sha256 != manifest.so_sha256  # it was built with what was lent
+
+
+def test_the_manifest_says_whose_schedules_it_has(tmp_path: Path) -> None:
+    relay, preset = conv_relay(1, 1), targets.resolve("x86")
+    (task,) = extract_tasks(relay.module, preset, schedules="stock")
+    best = {task.key: record_of(task, task.candidates[0])}
+    manifest = compile_model(
+        relay,
+        preset,
+        tmp_path / "x.so",
+        info=INFO,
+        tasks=(task,),
+        best=best,
+        schedules="stock",
+    )
+    assert (manifest.tuning.schedules, manifest.tuning.tuned) == ("stock", 1)
+    assert {one.template for one in manifest.layers if one.task} == {"conv2d_NCHWc.x86"}
+
+
 def test_a_record_that_tvm_never_asks_for_does_not_count(tmp_path: Path) -> None:
     relay, preset = conv_relay(3, 16), targets.resolve("x86")
     (task,) = extract_tasks(relay.module, preset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +18,13 @@ from mobilenet_tvm.build.plans import (
     HOPELESS,
     Layer,
     Plan,
+    by_estimate,
     cheapest,
     cost_s,
     make_plans,
     plan_layers,
     plan_tasks,
+    rivals,
     transform_costs_s,
 )
 from mobilenet_tvm.frontend.layout import convolutions
@@ -205,3 +208,24 @@ def test_a_plans_tasks_are_those_of_its_layers(module: Any, labels: list[str]) -
     everything = plan_tasks(module, tasks, Plan("ansor", tuple(range(len(labels))), 1.0))
     assert {t.label for t in everything} == set(labels)
     assert {t.searcher for t in everything} == {"ansor"}
+
+
+def test_the_untuned_build_is_a_rival_where_a_record_says_otherwise(labels: list[str]) -> None:
+    first, second = task("autotvm", labels[0]), task("autotvm", labels[1])
+    default = replace(first, default=record(first, 1.0).config)
+    assert rivals([default, second], {}) == ()
+    assert rivals([default, second], {first.key: record(first, 1.0)}) == ()
+    other = {first.key: record(first, 1.0), second.key: record(second, 1.0)}
+    (untuned,) = rivals([default, replace(second, default=77)], other, schedules="stock")
+    assert (untuned.name, untuned.records, untuned.schedules) == ("untuned", False, "stock")
+    assert by_estimate(Plan("autotvm", (), 1.0, untuned=3)) < by_estimate(untuned)
+
+
+def test_tvms_templates_are_a_rival_where_one_of_them_has_a_record(labels: list[str]) -> None:
+    ours = replace(task("autotvm", labels[0]), default=0)
+    stock = replace(ours, key="of TVM's template")
+    best = {ours.key: replace(record(ours, 1.0), config=0)}
+    assert rivals([ours], best, stock_tasks=[ours, stock]) == ()  # a layer that both leave to TVM
+    best |= {stock.key: record(stock, 1.0)}
+    (rival,) = rivals([ours], best, stock_tasks=[ours, stock])
+    assert (rival.name, rival.schedules, rival.records) == ("stock", "stock", True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from mobilenet_tvm.cli import artifact, candidates
 from mobilenet_tvm.cli.frame import Output, VerbFailedError
 from mobilenet_tvm.errors import DeviceError
 
-TRANSFORMS = {"autotvm": 1, "ansor": 2, "mix": 9}
+TRANSFORMS = {"autotvm": 1, "ansor": 2, "mix": 9, "untuned": 1, "stock": 20}
 PLANS = (
     Plan("autotvm", (), 0.010),
     Plan("ansor", (0, 1), 0.012),
@@ -63,8 +64,10 @@ class World:
         self.wrong: set[str] = set()
         self.crashing: set[str] = set()
         self.hanging: set[str] = set()
-        self.times_ms = {"autotvm": 10.0, "ansor": 12.0, "mix": 9.0}
+        self.times_ms = {"autotvm": 10.0, "ansor": 12.0, "mix": 9.0, "untuned": 8.0}
         self.built: list[str] = []
+        self.given: dict[str, dict[str, Any]] = {}
+        self.rivals: tuple[Plan, ...] = ()
         self.compared: list[str] = []
         self.text = io.StringIO()
         self.errors = io.StringIO()
@@ -85,15 +88,17 @@ class World:
         monkeypatch.setattr(candidates, "decide", self.decide)
         self.plans: tuple[Plan, ...] = PLANS
         monkeypatch.setattr(artifact, "make_plans", self.make_plans)
+        monkeypatch.setattr(artifact, "rivals", lambda *_args, **_options: self.rivals)
 
     def make_plans(self, *_args: Any, bytes_per_s: float) -> tuple[Plan, ...]:
         self.bytes_per_s = bytes_per_s
         return self.plans
 
     def compile_model(
-        self, relay: Any, preset: Any, path: Path, *, plan: Plan, **_options: Any
+        self, relay: Any, preset: Any, path: Path, *, plan: Plan, **options: Any
     ) -> Manifest:
         self.built.append(plan.name)
+        self.given[plan.name] = options
         if plan.name in self.unusable:
             raise UnusablePlanError(f"plan {plan.name} cannot be built: no record")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +111,7 @@ class World:
             outputs=(),
             target=TargetInfo(preset.name, preset.target, preset.arch, ()),
             toolchain=ToolchainInfo("0", "0", "0"),
-            tuning=TuningInfo(2, 2, layout_transforms=TRANSFORMS[plan.name]),
+            tuning=TuningInfo(2, 2 * plan.records, layout_transforms=TRANSFORMS[plan.name]),
             so_sha256=sha256_file(path),
         )
         write_manifest(path, manifest)
@@ -323,6 +328,72 @@ def test_without_a_check_the_time_still_decides(world: World) -> None:
     assert world.job.artifact.read_text() == "mix"
     assert world.decision()["mix"].parity_passed is None
     assert "not checked: --no-check" in world.text.getvalue()
+
+
+UNTUNED = Plan("untuned", (), math.inf, records=False)
+
+
+def test_the_untuned_build_is_kept_where_it_is_the_fastest(world: World) -> None:
+    world.rivals = (UNTUNED,)
+    manifest, _, payload = world.run()
+    assert world.compared == ["autotvm", "ansor", "mix", "untuned"]
+    assert world.job.artifact.read_text() == "untuned"
+    assert world.given["untuned"]["best"] == {}
+    assert (manifest.tuning.tuned, payload["tuned"]) == (0, 0)
+    told = world.decision()
+    assert (told["untuned"].chosen, told["untuned"].why) == (True, "fastest of some")
+    assert told["mix"].why == "1.12x the time of untuned"
+    shown = " ".join(world.text.getvalue().split())
+    assert "0 of 2 tasks tuned: the untuned defaults are the fastest" in shown
+
+
+def test_where_measuring_fails_the_untuned_build_is_not_taken(world: World) -> None:
+    world.rivals, world.hanging = (UNTUNED,), {"ansor"}
+    world.run()
+    assert world.job.artifact.read_text() == "mix"
+
+
+def test_the_untuned_build_stands_in_for_what_computes_something_else(world: World) -> None:
+    world.rivals, world.wrong = (UNTUNED,), {"autotvm", "ansor", "mix"}
+    world.run()
+    assert world.job.artifact.read_text() == "untuned"
+    assert world.decision()["untuned"].why == "the only candidate left"
+
+
+def test_where_nothing_is_measured_there_are_no_rivals(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.rivals = (UNTUNED,)
+    world.plans = (Plan("autotvm", (), 0.010),)
+    monkeypatch.setattr(artifact, "_tuned_plans", lambda _job, plans, _best: plans)
+    world.run(require_tuned=True)  # it asks for records, be they slower
+    assert world.built == ["autotvm"]
+    monkeypatch.setattr(targets.Preset, "runs_here", lambda _self: False)
+    world.run()
+    assert world.built == ["autotvm"] * 2
+
+
+def test_stock_builds_have_stock_tasks_and_schedules(world: World) -> None:
+    ours, stock = object(), object()
+    world.job = dataclasses.replace(world.job, tasks=(ours,), stock_tasks=(stock,))  # type: ignore[arg-type]
+    world.rivals = (Plan("stock", (), math.inf, schedules="stock"),)
+    world.times_ms["stock"] = 7.0
+    world.run()
+    assert world.job.artifact.read_text() == "stock"
+    given = world.given["stock"]
+    assert (given["tasks"], given["schedules"]) == ((stock,), "stock")
+    given = world.given["mix"]
+    assert (given["tasks"], given["schedules"]) == ((ours,), "ours")
+
+
+def test_where_stock_is_asked_for_its_plan_is_called_so(world: World) -> None:
+    task = object()
+    world.job = dataclasses.replace(world.job, tasks=(task,), schedules="stock")  # type: ignore[arg-type]
+    world.plans = (Plan("autotvm", (), 0.010),)
+    world.run()
+    assert world.built == ["stock"]
+    given = world.given["stock"]
+    assert (given["tasks"], given["schedules"]) == ((task,), "stock")
 
 
 def test_a_failure_leaves_the_old_artifact_alone(

@@ -16,7 +16,9 @@ from mobilenet_tvm.records import Task, extract_tasks
 
 @pytest.fixture
 def stock_tasks(tiny_relay: RelayModel) -> Iterator[tuple[Task, ...]]:
-    yield extract_tasks(tiny_relay.module, targets.resolve("x86-avx512"), schedules="stock")
+    tasks = extract_tasks(tiny_relay.module, targets.resolve("x86-avx512"), schedules="stock")
+    mobilenet_tvm.schedules.use("stock")  # for TVM's own extraction, to compare with
+    yield tasks
     mobilenet_tvm.schedules.use("ours")
 
 
