@@ -18,7 +18,6 @@ from mobilenet_tvm.bench.gpu_peers import PEERS
 from mobilenet_tvm.bench.gpu_results import GpuBenchResult, gpu_table
 from mobilenet_tvm.bench.layer_table import print_layers
 from mobilenet_tvm.bench.layers import profile_layers
-from mobilenet_tvm.bench.protocol import ContenderKind
 from mobilenet_tvm.bench.reference import reference_model
 from mobilenet_tvm.bench.results import BenchResult, table
 from mobilenet_tvm.bench.stock_tuned import build_stock_tuned
