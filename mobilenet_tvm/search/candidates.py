@@ -152,7 +152,9 @@ def _compile(
 ) -> Kernel:
     import tvm
 
-    config = toolchain.pass_config()
+    import mobilenet_tvm.schedules
+
+    config = toolchain.pass_config() | mobilenet_tvm.schedules.pass_config()
     if is_gpu(target):
         cuda.activate()
         # After the last pass of TVM's that allocates memory or splits loops.

@@ -13,6 +13,7 @@ from tvm.relay.op.strategy import x86 as stock
 from mobilenet_tvm.schedules.strategy import Backend, Template
 from mobilenet_tvm.schedules.x86 import depthwise, pointwise, pool, stem
 from mobilenet_tvm.schedules.x86.layout import channel_block, is_x86
+from mobilenet_tvm.schedules.x86.prefetch import prefetch_weights
 
 BACKEND = Backend(
     key="cpu",
@@ -40,4 +41,4 @@ BACKEND = Backend(
     ),
 )
 
-__all__ = ["BACKEND"]
+__all__ = ["BACKEND", "prefetch_weights"]

@@ -24,12 +24,21 @@ from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from mobilenet_tvm.schedules import pointwise as shared
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 from mobilenet_tvm.schedules.template import schedule_template
+from mobilenet_tvm.schedules.x86 import prefetch
 from mobilenet_tvm.schedules.x86.layout import channel_block, max_accumulators
-from mobilenet_tvm.schedules.x86.model import Gemm, best_of, pointwise_cycles, sums_cycles
+from mobilenet_tvm.schedules.x86.model import (
+    FLOAT_BYTES,
+    Gemm,
+    best_of,
+    pointwise_cycles,
+    sums_cycles,
+)
 from mobilenet_tvm.schedules.x86.template import bands, this_core, tile_sizes
 
 TASK = "pointwise_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_pointwise_NCHWc"
+# Weights of so many bytes have left L2 by the next inference.
+_FAR_BYTES: Final = 128 << 10
 # A register tile that takes so many times as long as the best one, by the model, is not tried.
 _HOPELESS: Final = 1.6
 
@@ -146,3 +155,11 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
     for axis in (k, h, w):
         schedule[sums].unroll(axis)
     schedule[sums].vectorize(o)
+
+    # Where several tiles share a block of weights and these come from far away: one pixel's
+    # layer reads each weight once, as fast as it can, and small weights are in L2 still.
+    _, filters, height, width, block = shape_of(out)
+    channels = int(channel.dom.extent)
+    tiles = height * width // (cfg["rows"].val * cfg["columns"].val)
+    if tiles > 1 and channels * filters * block * FLOAT_BYTES >= _FAR_BYTES:
+        prefetch.mark(schedule[sums], channel_outer, channels * block * cfg["chunks"].val)
