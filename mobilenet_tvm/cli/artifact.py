@@ -261,7 +261,10 @@ def prepare(args: argparse.Namespace) -> Job:
         info=info,
         preset=preset,
         tasks=extract_tasks(
-            relay.module, preset, schedules="stock" if args.schedules == "stock" else "ours"
+            relay.module,
+            preset,
+            schedules="stock" if args.schedules == "stock" else "ours",
+            threads=args.threads,
         ),
         preprocessing=_preprocessing(args, relay),
         labels=labels,

@@ -76,7 +76,7 @@ def workload_key(workload: Any) -> str:
 
 
 def extract_tasks(
-    module: Any, preset: Preset, *, schedules: Schedules = "ours"
+    module: Any, preset: Preset, *, schedules: Schedules = "ours", threads: int = 1
 ) -> tuple[Task, ...]:
     """All tasks of a Relay module, in the model's order.
 
@@ -84,6 +84,8 @@ def extract_tasks(
         module: ``IRModule`` as ``frontend.to_relay`` leaves it, types inferred.
         preset: the target.
         schedules: ``ours`` or ``stock``.
+        threads: that the model will run on. With several only those candidates are kept that leave
+            each its own rows (``schedules.x86.template.keeps_rows``).
     """
     toolchain.activate()
     import tvm
@@ -92,6 +94,7 @@ def extract_tasks(
 
     import mobilenet_tvm.schedules
     from mobilenet_tvm.schedules.stock import keeps_layout
+    from mobilenet_tvm.schedules.x86.template import keeps_rows
 
     mobilenet_tvm.schedules.use(schedules)
     target = preset.tvm_target()
@@ -134,6 +137,9 @@ def extract_tasks(
             with target:
                 kept = [i for i in candidates if keeps_layout(handle, space.get(i))]
             candidates = kept or candidates
+            if threads > 1:
+                kept = [i for i in candidates if keeps_rows(handle, space.get(i))]
+                candidates = kept or candidates
         tasks.append(
             Task(
                 key=workload_key(handle.workload),

@@ -20,11 +20,17 @@ def knobs(config: Any) -> dict[str, int]:
     return {name: entity.val for name, entity in config._entity_map.items()}
 
 
+def untuned(made: Any) -> dict[str, int]:
+    config = made.default
+    made.scheduled(config)  # which is when the template fills it
+    return knobs(config)
+
+
 def default(
     make_kernel: Callable[..., Any], preset: Any, channels: int, filters: int, side: int
 ) -> dict[str, int]:
     shapes = (1, channels, side, side), (filters, channels, 1, 1)
-    return knobs(make_kernel("pointwise", preset, *shapes).default)
+    return untuned(make_kernel("pointwise", preset, *shapes))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_the_default_is_no_spilling_tile_and_one_of_the_space(
 
     shapes = (1, channels, side, side), (filters, channels, 1, 1)
     made = make_kernel("pointwise", preset, *shapes)
-    chosen = knobs(made.default)
+    chosen = untuned(made)
     core = Core(preset.peak_lanes, 32 if preset.peak_lanes == 16 else 16)
     assert fits(core, chosen["chunks"], chosen["rows"] * chosen["columns"])
     space = made.task.config_space
@@ -100,8 +106,8 @@ def test_what_does_not_fit_costs_time() -> None:
 
     # Many bands stream the weights many times: dear where these are large, cheap where small.
     deep, shallow = Gemm(1024, 1024, 14, 14, 16, 16), Gemm(32, 64, 112, 112, 16, 16)
-    assert cycles(deep, 1) > 1.05 * cycles(deep, 14)
-    assert cycles(shallow, 14) < 1.05 * cycles(shallow, 112)
+    assert cycles(deep, 1) > 1.02 * cycles(deep, 14)
+    assert cycles(shallow, 14) < 1.01 * cycles(shallow, 112)
 
 
 def test_a_window_keeps_its_registers() -> None:
@@ -115,3 +121,24 @@ def test_a_window_keeps_its_registers() -> None:
     # Nine FMAs an output, at best; a wide tile of stride 2 wants 29 pixels of a row at once.
     assert 9 <= cycles(2, 4) < 10
     assert cycles(1, 14, stride=2) > 1.1 * cycles(2, 2, stride=2)
+
+
+def test_with_two_threads_only_what_keeps_rows_is_tried() -> None:
+    from mobilenet_tvm import frontend, zoo
+    from mobilenet_tvm.records import extract_tasks
+    from mobilenet_tvm.schedules.x86.template import keeps_rows
+
+    proto = zoo.build("mobilenet_v1", alpha=0.25, resolution=64)
+    module = frontend.to_relay(frontend.clean(frontend.from_proto(proto, "v1"))).module
+    alone, shared = (extract_tasks(module, AVX512, threads=threads) for threads in (1, 2))
+    for one, two in zip(alone, shared, strict=True):
+        space = two.handle.config_space
+        assert one.key == two.key
+        assert two.default in two.candidates
+        assert set(two.candidates) == {
+            i for i in one.candidates if keeps_rows(two.handle, space.get(i))
+        }
+    fewer = [
+        len(two.candidates) < len(one.candidates) for one, two in zip(alone, shared, strict=True)
+    ]
+    assert sum(fewer) > len(fewer) // 2
