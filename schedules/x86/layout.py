@@ -33,7 +33,7 @@ def channel_block(channels: int) -> int:
     quarter of the lanes.
     """
     if channels % lanes() and channels % _HALF == 0:
-        return min(_HALF, lanes())
+        return _HALF
     return largest_block(channels, lanes())
 
 

@@ -90,6 +90,8 @@ def _define_space(gemm: Gemm, cfg: Any, out_chunks: int, height: int, width: int
         limit = _HOPELESS * min(cost.values())
 
         def keep(entity: Any) -> bool:
+            if entity["rows"].val * entity["band"].val > height:
+                return False
             return cost[tuple(entity[knob].val for knob in ("chunks", "rows", "columns"))] <= limit
 
         cfg.multi_filter(keep)

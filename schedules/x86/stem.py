@@ -84,9 +84,10 @@ def _schedule(cfg: Any, schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) 
     w_outer, w_inner = stage.split(w, cfg["columns"].val)
     if cfg["pixels_outer"].val:
         stage.reorder(n, band, h_outer, k, w_outer, h_inner, w_inner, o)
+        stage.parallel(stage.fuse(n, band, h_outer))
     else:
         stage.reorder(n, band, k, h_outer, w_outer, h_inner, w_inner, o)
-    stage.parallel(stage.fuse(n, band))
+        stage.parallel(stage.fuse(n, band, k))
     stage.unroll(h_inner)
     stage.unroll(w_inner)
     stage.vectorize(o)

@@ -14,6 +14,9 @@ from mobilenet_tvm.schedules.layout import divisors
 from mobilenet_tvm.schedules.x86.layout import lanes, max_accumulators
 from mobilenet_tvm.schedules.x86.model import Core
 
+# At most so many bands: the rows at the edge of a band are read twice.
+_BANDS = 8
+
 
 def this_core() -> Core:
     """The current target's core."""
@@ -34,17 +37,20 @@ def tile_sizes(width: int, limit: int) -> list[int]:
 
 
 def bands(height: int) -> list[int]:
-    """Heights of bands of rows that are units of parallel work, ascending."""
-    return sorted({1, *(max(height // parts, 1) for parts in (8, 4, 2, 1))})
+    """Heights of bands of rows of tiles that are units of parallel work, ascending."""
+    parts = (max(height // count, 1) for count in (8, 4, 2, 1))
+    return sorted({1, *parts, default_band(height)})
 
 
 def default_band(height: int) -> int:
     """Rows of a band: an even number of bands, at most eight, of equal height.
 
     So two threads have equal shares, and each finds the rows that it wrote itself in its own L2,
-    in every layer alike. An odd height has one band: threads share the channels.
+    in every layer alike. A large odd height has eight, the last one lower; a small one has a single
+    band, and threads share the channels.
     """
-    return next((height // count for count in (8, 4, 2) if height % count == 0), height)
+    odd = height if height < 2 * _BANDS else -(-height // _BANDS)
+    return next((height // count for count in (8, 4, 2) if height % count == 0), odd)
 
 
 def keeps_rows(task: Any, config: Any) -> bool:
@@ -83,7 +89,12 @@ def define_row_tile(
     cfg.define_knob("band", bands(height))
     cfg.define_knob(other_knob, [1, 0])
     if isinstance(cfg, ConfigSpace):
-        cfg.multi_filter(lambda entity: entity["rows"].val * entity["columns"].val <= limit)
+        cfg.multi_filter(
+            lambda entity: bool(
+                entity["rows"].val * entity["columns"].val <= limit
+                and entity["rows"].val * entity["band"].val <= height
+            )
+        )
     if cfg.is_fallback:
         # Of as many rows of tiles as an even number of bands can share.
         even = [count for count in rows if height % 2 or height // count % 2 == 0]
