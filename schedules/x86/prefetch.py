@@ -7,7 +7,8 @@ again from its own caches. Asking for the next block all that time takes the wai
 
 A schedule marks the loop over the input's channel blocks (``mark``); a lowering pass
 (``prefetch_weights``), which a build must name in its pass context
-(``mobilenet_tvm.schedules.pass_config``), writes the prefetches there. Without it the mark means nothing.
+(``mobilenet_tvm.schedules.pass_config``), writes the prefetches there. Without it the mark means
+nothing.
 """
 
 from __future__ import annotations
