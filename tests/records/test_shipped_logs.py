@@ -29,7 +29,7 @@ def never(warning: str) -> None:
 
 
 def test_there_are_some() -> None:
-    assert {log.parent.name for log in LOGS} == {"x86-avx512", *ESTIMATED}
+    assert {log.parent.name for log in LOGS} == {"x86-avx512", "x86-avx2", *ESTIMATED}
     assert {log.name.split(".")[-2] for log in LOGS} == {"autotvm", "ansor"}
 
 
@@ -60,3 +60,17 @@ def test_v1_begins_with_a_record_for_each_convolution(name: str) -> None:
     }
     # The records are of a model with a class for the background.
     assert missing == {"pointwise 1x1 1024->1000 @ 1x1"}
+
+
+def test_untuned_is_near_tuned_on_every_layer_of_v1() -> None:
+    """What the arithmetic model picks, against the best that a search found: both were measured."""
+    folder = Path(tuning_logs.__path__[0]) / "x86-avx512"
+    records = list(read_log(folder / "mobilenet_v1_1.0_224.autotvm.jsonl", never))
+    best = best_records(records)
+    defaults = [record for record in records if is_default(record)]
+    assert len(defaults) > 15
+    for record in defaults:
+        fastest = best[record.key].cost_s
+        assert record.cost_s is not None
+        assert fastest is not None
+        assert record.cost_s <= 1.5 * fastest, record.line[:200]
