@@ -43,8 +43,6 @@ L3_BYTES_A_CYCLE: Final = 16.0
 FMA_LATENCY: Final = 6.0
 # What a tile costs beside its sums: addresses, the first loads, the last stores.
 TILE_CYCLES: Final = 4.0
-# A pixel's broadcast. It bounds tiles of one block of 256 bits, whose FMAs take half a cycle.
-BROADCAST_CYCLES: Final = 0.7
 # A unit of parallel work begins with divisions that find its place.
 UNIT_CYCLES: Final = 120.0
 # At each block of input channels a tile meets as many new cache lines as its pixels fill. They
@@ -103,8 +101,9 @@ def sums_cycles(core: Core, out_block: int, chunks: int, pixels: int) -> float:
     sums = chunks * pixels
     vector = vector_cycles(out_block)
     multiply = sums * vector
-    # With one block each FMA brings its own broadcast of a pixel; with several one serves all.
-    load = chunks * vector + pixels * BROADCAST_CYCLES
+    # A broadcast of four bytes is as cheap as the narrowest load. With one block each FMA brings
+    # its own; with several one serves all.
+    load = chunks * vector + pixels * 0.5
     if chunks > 1 and vector == 1.0:
         multiply *= SEVERAL
     return max(multiply, load, FMA_LATENCY) if fits(core, chunks, pixels) else 2.5 * multiply
