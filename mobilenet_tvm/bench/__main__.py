@@ -118,8 +118,9 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             contenders += [Contender(label, "artifact", str(path)) for label, path in built]
         others = Field((), ())
         if model is not None and not on_gpu:
-            with out.working("preparing the other runtimes"):
-                others = _others(args, manifest, model, peers, folder, out)
+            what = "preparing the other runtimes"
+            with out.console.status(what, refresh_per_second=1) as status:
+                others = _others(args, manifest, model, peers, folder, out, status.update)
         result: BenchResult | GpuBenchResult
         with out.console.status("starting the workers", refresh_per_second=1) as status:
             say = status.update
@@ -168,8 +169,9 @@ def _others(
     peers: Sequence[str],
     folder: Path,
     out: Output,
+    say: Callable[[str], None],
 ) -> Field:
-    """The peers' rows in the table's order, and who is missing."""
+    """The peers' rows in the table's order, and who is missing; ``say`` is told of each step."""
     stock = build_stock_tuned(
         [peer for peer in peers if peer in TVM_PEERS],
         manifest,
@@ -177,8 +179,11 @@ def _others(
         args.tvm_logs,
         folder,
         warn=out.warn,
+        on_step=say,
     )
-    runtimes = find_cpu_peers([peer for peer in peers if peer in CPU_PEERS], model, manifest.model)
+    runtimes = find_cpu_peers(
+        [peer for peer in peers if peer in CPU_PEERS], model, manifest.model, on_step=say
+    )
     rows = sorted(
         (*runtimes.contenders, *stock.contenders), key=lambda row: peers.index(row.peer or "")
     )

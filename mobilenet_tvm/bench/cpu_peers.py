@@ -18,6 +18,7 @@ from mobilenet_tvm.bench.peers import Absent, Peer
 from mobilenet_tvm.bench.results import PRECISIONS
 from mobilenet_tvm.build.manifest import ModelInfo
 from mobilenet_tvm.errors import DeviceError, UsageError
+from mobilenet_tvm.toolchain import CACHE_VARIABLE, cache_dir
 
 # In the order in which tables show them: the last one is what speeds are relative to.
 CPU_PEERS = {
@@ -102,10 +103,14 @@ def find_cpu_peers(
     python = python or elsewhere.peers_python()
     others = [name for name in names if name != "onnxruntime"]
     folder, found = model, Installed((), {}, "", False)
+    unwritable: OSError | None = None
     if others:
         on_step("looking for other runtimes")
         found = ask(python, _question(others))
-        folder = conversions.stage(model, info)
+        try:
+            folder = conversions.stage(model, info)
+        except OSError as error:  # ONNX Runtime and the artifacts do without
+            unwritable = error
     for name in names:
         peer = CPU_PEERS[name]
         if name == "onnxruntime":
@@ -119,19 +124,32 @@ def find_cpu_peers(
             why = f"{' and '.join(missing)} {verb} not installed"
             absent.append(Absent(peer.title, why, command))
             continue
+        if unwritable is not None:
+            absent.append(_no_cache(peer, unwritable))
+            continue
         path = folder
         if name in _CONVERTED:
             on_step(f"converting the model for {peer.title}")
             versions = {d: found.versions[d] for d in peer.distributions if d in found.versions}
             try:
                 path = conversions.convert(name, folder, python, versions)
-            except (DeviceError, UsageError, OSError) as error:
+            except OSError as error:
+                absent.append(_no_cache(peer, error))
+                continue
+            except (DeviceError, UsageError) as error:
                 absent.append(Absent(peer.title, f"it fails here: {error}", command))
                 continue
         rows, missing_rows = _rows(name, peer, found, str(path), python)
         contenders += rows
         absent += missing_rows
     return Field(tuple(contenders), tuple(absent))
+
+
+def _no_cache(peer: Peer, error: OSError) -> Absent:
+    """A peer whose model has nowhere to lie."""
+    where = error.filename or cache_dir()
+    why = f"its model cannot be written to {where}: {error.strerror or error}"
+    return Absent(peer.title, why, f"set {CACHE_VARIABLE} to a folder that can be written")
 
 
 def _rows(

@@ -28,12 +28,15 @@ def label_of(kernel: WalkedKernel, info: LayerInfo) -> str:
 
 
 def schedule_of(info: LayerInfo) -> str:
-    """Whose schedule a kernel has, and whether by a record; empty of what none is made for."""
+    """Whose schedule a kernel has, and whether by a record, its own or a lent one; empty of what
+    none is made for."""
     if info.task is None:
         return ""
+    # Manifests did not always say it.
+    served = info.served or ("record" if info.records else "default")
     if info.searcher == "ansor":
-        return "Ansor" if info.records else "Ansor, no record"
-    how = "record" if info.records else "untuned"
+        return {"record": "Ansor", "transfer": "Ansor, lent", "default": "Ansor, no record"}[served]
+    how = {"record": "record", "transfer": "lent", "default": "untuned"}[served]
     if info.template is None:
         return how
     return f"{'ours' if '.mobilenet_' in info.template else 'stock'}, {how}"

@@ -36,9 +36,9 @@ def _blocked(outs: Any) -> bool:
 
 
 def global_pool(outs: Any) -> te.Schedule | None:
-    """All pixels of several channel blocks at once."""
+    """All pixels of several channel blocks at once; an adaptive pool to more than one is TVM's."""
     tag = tag_of(outs, "adaptive_pool")
-    if not _blocked(outs) or tag is None:
+    if not _blocked(outs) or tag is None or shape_of(outs[0])[2:4] != (1, 1):
         return None
     return schedule_template(outs, tag, _blocks_at_once)
 

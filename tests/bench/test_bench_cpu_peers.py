@@ -130,6 +130,30 @@ def test_a_conversion_that_fails_ends_nobody_else(
     assert absent.reason == "it fails here: the conversion failed: no such operator"
 
 
+def test_a_cache_that_cannot_be_written_ends_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "net.onnx"
+    model.write_bytes(
+        zoo.build("mobilenet_v1", alpha=0.25, resolution=32, classes=10).SerializeToString()
+    )
+    cache = tmp_path / "cache"
+    cache.write_text("")  # a file, which no rights make a folder
+    monkeypatch.setenv("MOBILENET_TVM_CACHE", str(cache))
+    has(monkeypatch, *CPU_PEERS["openvino"].modules, *CPU_PEERS["mnn"].modules)
+    field = find_cpu_peers(["openvino", "ncnn", "mnn", "onnxruntime"], model, INFO)
+    assert [row.kind for row in field.contenders] == ["onnxruntime"]
+    assert [one.name for one in field.absent] == ["OpenVINO", "ncnn", "MNN"]
+    openvino, ncnn, mnn = field.absent
+    assert openvino.reason.startswith(f"its model cannot be written to {cache}")
+    assert (
+        openvino.command
+        == mnn.command
+        == ("set MOBILENET_TVM_CACHE to a folder that can be written")
+    )
+    assert "not installed" in ncnn.reason
+
+
 def test_the_peers_python_is_asked_in_a_process_of_its_own() -> None:
     found = installed.ask(
         sys.executable, Question(("numpy", "process", "no_such_module"), ("numpy", "no-such"))

@@ -198,16 +198,29 @@ def test_labels_are_the_layers_or_the_operators() -> None:
 
 
 def test_schedules_say_whose_they_are() -> None:
-    def said(template: str | None, searcher: Any, *records: int, task: str | None = "t") -> str:
-        info = LayerInfo("", task=task, searcher=searcher, template=template, records=records)
+    def said(
+        template: str | None,
+        searcher: Any,
+        *records: int,
+        task: str | None = "t",
+        served: Any = None,
+    ) -> str:
+        info = LayerInfo(
+            "", task=task, searcher=searcher, template=template, records=records, served=served
+        )
         return schedule_of(info)
 
     ours = "pointwise_conv2d_NCHWc.mobilenet_x86"
     assert said(ours, "autotvm") == "ours, untuned"
     assert said(ours, "autotvm", 3) == "ours, record"
+    assert said(ours, "autotvm", 3, served="record") == "ours, record"
+    assert said(ours, "autotvm", 3, served="transfer") == "ours, lent"
+    assert said(ours, "autotvm", served="default") == "ours, untuned"
     assert said("dense_pack.x86", "autotvm", 3) == "stock, record"
     assert said("dense_pack.x86", "autotvm") == "stock, untuned"
     assert said(None, "ansor", 1, 2) == "Ansor"
+    assert said(None, "ansor", 1, 2, served="transfer") == "Ansor, lent"
+    assert said(None, "ansor") == said(None, "ansor", served="default") == "Ansor, no record"
     assert said(None, None) == "untuned"
     assert said(None, None, task=None) == ""
 

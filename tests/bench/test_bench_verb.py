@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.status import Status
 
 from mobilenet_tvm import frontend, zoo
+from mobilenet_tvm.bench import __main__ as bench_verb
 from mobilenet_tvm.bench import alternate
 from mobilenet_tvm.bench.__main__ import (
     KNOWN_PEERS,
@@ -16,6 +19,7 @@ from mobilenet_tvm.bench.__main__ import (
     parse_peers,
     parse_threads,
 )
+from mobilenet_tvm.bench.cpu_peers import Field
 from mobilenet_tvm.bench.reference import reference_model
 from mobilenet_tvm.build.compile import compile_model
 from mobilenet_tvm.build.manifest import (
@@ -122,6 +126,31 @@ def test_what_does_not_run_on_the_cpu_is_refused(
     assert "--against tensorrt: on the CPU there is openvino" in capsys.readouterr().err
     assert main([artifact, "--against", "onnxruntime", "--tvm-logs", "logs"]) == 2
     assert "--tvm-logs is for --against tvm-autotvm,tvm-ansor" in capsys.readouterr().err
+
+
+def test_each_step_of_preparing_others_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take minutes where many are converted and compiled."""
+    artifact, told = fake_artifact(tmp_path / "a.so"), []
+
+    def prepare(what: str) -> Any:
+        def find(*arguments: Any, on_step: Any, **options: Any) -> Field:
+            on_step(what)
+            return Field((), ())
+
+        return find
+
+    def stop(*arguments: Any) -> None:
+        raise UsageError("enough")
+
+    monkeypatch.setattr(bench_verb, "reference_model", lambda *arguments: (tmp_path, 1))
+    monkeypatch.setattr(bench_verb, "build_stock_tuned", prepare("compiling"))
+    monkeypatch.setattr(bench_verb, "find_cpu_peers", prepare("converting"))
+    monkeypatch.setattr(bench_verb, "_time_on_cpu", stop)
+    monkeypatch.setattr(Status, "update", lambda status, what: told.append(what))
+    assert main([str(artifact), "--against", "mnn"]) == 2
+    assert told == ["compiling", "converting"]
 
 
 def test_help_names_the_module(capsys: pytest.CaptureFixture[str]) -> None:
