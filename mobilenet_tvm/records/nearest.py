@@ -50,11 +50,17 @@ def nearest_config(task: Task, record: Record) -> tuple[float, int] | None:
     wanted = record_knobs(record)
     if not task.candidates or wanted.keys() != space.space_map.keys():
         return None
+    ours = _candidate_knobs(space, task.candidates)
     best = min(
-        (knob_distance(knob_values(space.get(index), space), wanted), index)
-        for index in task.candidates
+        (knob_distance(knobs, wanted), index)
+        for index, knobs in zip(task.candidates, ours, strict=True)
     )
     return best if best[0] < math.inf else None
+
+
+@functools.lru_cache(maxsize=1)  # callers ask for one task after the other, of many records each
+def _candidate_knobs(space: Any, candidates: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [knob_values(space.get(index), space) for index in candidates]
 
 
 def record_knobs(record: Record) -> dict[str, Any]:
