@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         others = Field((), ())
         if model is not None and not on_gpu:
             with out.working("preparing the other runtimes"):
-                others = _others(args, manifest, model, peers, folder, out)
+                others = _others(args, manifest, model, peers, folder, threads, out)
         result: BenchResult | GpuBenchResult
         with out.console.status("starting the workers", refresh_per_second=1) as status:
             say = status.update
@@ -167,6 +167,7 @@ def _others(
     model: Path,
     peers: Sequence[str],
     folder: Path,
+    threads: Sequence[int],
     out: Output,
 ) -> Field:
     """The peers' rows in the table's order, and who is missing."""
@@ -176,6 +177,7 @@ def _others(
         model,
         args.tvm_logs,
         folder,
+        threads=threads,
         warn=out.warn,
     )
     runtimes = find_cpu_peers([peer for peer in peers if peer in CPU_PEERS], model, manifest.model)
