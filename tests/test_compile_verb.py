@@ -360,6 +360,48 @@ def test_ones_own_log_comes_before_the_shipped(tiny, taken, job, shipped, lines,
     assert list(taken[0]) == [job.tasks[0].key]
 
 
+def older(line: str, task) -> str:
+    """A record of a template that had other knobs at this index."""
+    fields = json.loads(line)
+    at = fields["config"]["index"]
+    fields["config"]["index"] = next(one for one in task.candidates if one != at)
+    return json.dumps(fields)
+
+
+def test_ones_own_log_of_older_schedules_does_not_hide_the_shipped(
+    tiny, taken, job, shipped, lines, tmp_path, capsys
+):
+    shipped_log(shipped, lines)
+    log = dataclasses.replace(job, folder=tmp_path).log_of("autotvm")
+    log.parent.mkdir(parents=True)
+    log.write_text(older(lines[0], job.tasks[0]) + "\n")
+    assert tiny(tmp_path) == 0
+    assert len(taken[0]) == len(lines)
+    captured = capsys.readouterr()
+    count = len(lines)
+    assert captured.out == f"records   {count} of {count} tasks by shipped records\n"
+    assert captured.err.startswith("warning: 1 records are of another version of the schedules")
+    assert captured.err.count("warning: ") == 1
+    # One that is of today is enough for one's own to come first.
+    log.write_text(older(lines[0], job.tasks[0]) + "\n" + lines[1] + "\n")
+    assert tiny(tmp_path) == 0
+    assert list(taken[1]) == [job.tasks[1].key]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_where_all_records_are_of_older_schedules_that_is_all_that_is_said(
+    tiny, taken, job, lines, tmp_path, capsys, named
+):
+    log = dataclasses.replace(job, folder=tmp_path).log_of("autotvm")
+    log.parent.mkdir(parents=True)
+    log.write_text(older(lines[0], job.tasks[0]) + "\n")
+    assert tiny(tmp_path, *(("--logs", log) if named else ())) == 0
+    assert taken == [{}]
+    said = capsys.readouterr().err
+    assert said.startswith("warning: 1 records are of another version of the schedules")
+    assert said.count("warning: ") == 1
+
+
 def test_of_ones_own_logs_that_of_the_right_threads_is_taken(tiny, taken, job, tmp_path, capsys):
     here = dataclasses.replace(job, folder=tmp_path)
     task = job.tasks[0]

@@ -428,6 +428,32 @@ def test_records_of_an_older_template_are_not_built_with(logged, tiny_job, tmp_p
     assert json.loads(capsys.readouterr().out)["records"] == 1
 
 
+def test_records_of_an_older_template_are_neither_resumed_nor_adopted(
+    fast, tiny_job, tmp_path, capsys
+):
+    """Not even where the knobs have their names still, and stand at another index by now."""
+    assert tiny(tmp_path) == 0
+    log, beside = log_of(tmp_path, 32), log_of(tmp_path, 64)
+    first, second = tiny_job.tasks[1:3]
+
+    def older(task):
+        line = json.loads(autotvm_line(task))
+        line["config"]["index"] = task.candidates[-1]
+        return json.dumps(line)
+
+    old = older(first)
+    write_log(log, [old])
+    today = autotvm_line(first, -1)  # what stands at that index now
+    write_log(beside, [today, older(second)], like=log)
+    capsys.readouterr()
+    assert tiny(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "resuming" not in said
+    assert "1 are of another version of the schedules and left out" in said
+    assert "adopted   1 trials" in said
+    assert lines_of(log) == [old, today]
+
+
 class TestSchedules:
     """``--schedules``: whose templates are searched, and by whom."""
 

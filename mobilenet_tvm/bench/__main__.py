@@ -120,7 +120,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         if model is not None and not on_gpu:
             what = "preparing the other runtimes"
             with out.console.status(what, refresh_per_second=1) as status:
-                others = _others(args, manifest, model, peers, folder, out, status.update)
+                others = _others(args, manifest, model, peers, folder, threads, out, status.update)
         result: BenchResult | GpuBenchResult
         with out.console.status("starting the workers", refresh_per_second=1) as status:
             say = status.update
@@ -168,6 +168,7 @@ def _others(
     model: Path,
     peers: Sequence[str],
     folder: Path,
+    threads: Sequence[int],
     out: Output,
     say: Callable[[str], None],
 ) -> Field:
@@ -178,6 +179,7 @@ def _others(
         model,
         args.tvm_logs,
         folder,
+        threads=threads,
         warn=out.warn,
         on_step=say,
     )

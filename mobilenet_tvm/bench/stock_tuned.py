@@ -16,6 +16,8 @@ from mobilenet_tvm.cli.logs_given import read_logs
 from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.records import Record, Task, choose_records
 from mobilenet_tvm.records.ansor_tasks import extract_ansor_tasks
+from mobilenet_tvm.records.merge import Log
+from mobilenet_tvm.records.serving import current
 from mobilenet_tvm.records.tasks import extract_tasks
 
 # What searches for each row's records.
@@ -32,10 +34,15 @@ def build_stock_tuned(
     logs: Path | None,
     folder: Path,
     *,
+    threads: Sequence[int],
     warn: Callable[[str], None],
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Field:
     """The rows of those of ``names`` (keys of ``TVM_PEERS``) that there are records for.
+
+    Only times that this machine measured count, and those of different numbers of threads do not
+    compare: where ``threads`` has several, each that there are records of makes a row of its own,
+    whose label says so.
 
     Args:
         names: of rows.
@@ -43,7 +50,8 @@ def build_stock_tuned(
         onnx: the model's file.
         logs: a tuning log, or a folder of them; None makes every row absent.
         folder: where the builds go.
-        warn: told of lines that cannot be read.
+        threads: the numbers of threads that the rows are measured with.
+        warn: told of logs of elsewhere, and of lines that cannot be read.
         on_step: called with what is done next.
 
     Raises:
@@ -55,44 +63,75 @@ def build_stock_tuned(
         return Field(
             (), tuple(_absent(name, "no --tvm-logs was given", manifest) for name in names)
         )
-    records = [record for log in read_logs([logs], warn) for record in log.records]
+    records = _records_by_threads(read_logs([logs], warn), threads, warn)
     info, preset = manifest.model, targets.resolve(manifest.target.preset)
     model = frontend.to_relay(
         frontend.clean(frontend.read(onnx), shape=info.shape, batch=info.batch)
     )
     contenders, absent = [], []
     for name in names:
-        on_step(f"compiling {TVM_PEERS[name]}")
-        # Its own tasks: ours have other templates' names, so no record of ours fits them.
-        tasks = extract_tasks(model.module, preset, schedules="stock")
-        plan = None
-        if name == "tvm-ansor":
-            tasks = (*tasks, *extract_ansor_tasks(model.module, preset))
         searcher = name.removeprefix("tvm-")
-        best = choose_records(tasks, [one for one in records if one.searcher == searcher])
-        if name == "tvm-ansor":
-            plan = _all_ansor(model.module, tasks, best)
-        if not best or (name == "tvm-ansor" and plan is None):
-            why = f"{logs} has no record of it for this model on {preset.name}"
-            absent.append(_absent(name, why, manifest))
-            continue
-        path = folder / f"{name}.so"
-        try:
-            compile_model(
-                model,
-                preset,
-                path,
-                info=info,
-                tasks=tasks,
-                best=best,
-                schedules="stock",
-                plan=plan,
+        built = 0
+        for count, known in records.items():
+            label = TVM_PEERS[name] + (
+                f" (tuned with --threads {count})" if len(threads) > 1 else ""
             )
-        except (DeviceError, UsageError) as error:
-            absent.append(_absent(name, f"it does not compile: {error}", manifest))
-            continue
-        contenders.append(Contender(TVM_PEERS[name], "artifact", str(path), peer=name))
+            on_step(f"compiling {label}")
+            # Its own tasks: ours have other templates' names, so no record of ours fits them.
+            tasks = extract_tasks(model.module, preset, schedules="stock")
+            plan = None
+            if name == "tvm-ansor":
+                tasks = (*tasks, *extract_ansor_tasks(model.module, preset, threads=count))
+            mine = current(tasks, [one for one in known if one.searcher == searcher])
+            best = choose_records(tasks, mine)
+            if name == "tvm-ansor":
+                plan = _all_ansor(model.module, tasks, best)
+            if not best or (name == "tvm-ansor" and plan is None):
+                continue
+            built += 1
+            path = folder / f"{name}.{count}-threads.so"
+            try:
+                compile_model(
+                    model,
+                    preset,
+                    path,
+                    info=info,
+                    tasks=tasks,
+                    best=best,
+                    schedules="stock",
+                    plan=plan,
+                )
+            except (DeviceError, UsageError) as error:
+                absent.append(_absent(name, f"it does not compile: {error}", manifest))
+                continue
+            contenders.append(Contender(label, "artifact", str(path), peer=name))
+        if not built:
+            counts = " or ".join(map(str, threads))
+            why = (
+                f"{logs} has no record of it for this model on {preset.name}, measured on this "
+                f"machine with --threads {counts}"
+            )
+            absent.append(_absent(name, why, manifest))
     return Field(tuple(contenders), tuple(absent))
+
+
+def _records_by_threads(
+    logs: Sequence[Log], threads: Sequence[int], warn: Callable[[str], None]
+) -> dict[int, list[Record]]:
+    """The records that this machine measured, by the number of threads, in the order of
+    ``threads``; what else the logs hold is named."""
+    found: dict[int, list[Record]] = {count: [] for count in threads}
+    for log in logs:
+        run = log.run
+        if run is None:
+            warn(f"{log.path} has no run file that says where it was measured: left out")
+        elif run.timing != "measured" or run.cpu != targets.cpu_name():
+            warn(
+                f"{log.path} was {run.timing} on {run.cpu}, not measured on this machine: left out"
+            )
+        elif run.threads in found:
+            found[run.threads] += log.records
+    return {count: known for count, known in found.items() if known}
 
 
 def _all_ansor(module: object, tasks: Sequence[Task], best: Mapping[str, Record]) -> Plan | None:

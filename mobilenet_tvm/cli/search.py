@@ -41,6 +41,7 @@ from mobilenet_tvm.records import (
     write_workloads,
 )
 from mobilenet_tvm.records.lines import trial_seconds
+from mobilenet_tvm.records.serving import current
 from mobilenet_tvm.search import (
     AnsorSearcher,
     AutoTvmSearcher,
@@ -301,9 +302,12 @@ def _open(
         _set_aside([log.path, run_path(log.path), workloads_path(log.path)])
         log.records.clear()
     keys = {task.key for task in tasks}
-    known = sum(record.key in keys for record in log.records)
+    usable = current(tasks, log.records)
+    known = sum(record.key in keys for record in usable)
     if known:
         out.line(f"resuming  {log.path}: {known} finished trials are not repeated")
+    if stale := len(log.records) - len(usable):
+        out.line(f"          {stale} are of another version of the schedules and left out")
     if job.ansor_tasks and log.path == job.log_of("ansor"):
         write_workloads(log.path, [task.handle for task in job.ansor_tasks])
 
@@ -325,12 +329,12 @@ def _adopt(
     """Take over what the logs of other models beside it hold of the same tasks: they were
     measured here too. How many trials those were."""
     keys = {(task.key, task.target) for task in tasks}
-    have = {(record.key, record.config) for record in log.records}
+    have = {(record.key, record.config) for record in current(tasks, log.records)}
     adopted = 0
     for one in near:
         if not one.of(where):
             continue
-        for record in one.records:
+        for record in current(tasks, one.records):
             new = (record.key, record.config) not in have
             if new and (record.key, record.target) in keys:
                 log.append(record.line)

@@ -16,7 +16,7 @@ from mobilenet_tvm.cli.logs_given import logs_of_folder, read_logs
 from mobilenet_tvm.records import CLEARLY, CLEARLY_ESTIMATED, Record
 from mobilenet_tvm.records.choose import WRONG_OUTPUT
 from mobilenet_tvm.records.merge import Log
-from mobilenet_tvm.records.serving import Served, serve
+from mobilenet_tvm.records.serving import Served, current, serve
 
 # In place of a log's path.
 NO_LOGS = "none"
@@ -42,10 +42,18 @@ def add_logs_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Logs:
-    """The logs of a compilation; ``shipped`` says whether they are the package's."""
+    """The logs of a compilation.
+
+    Attributes:
+        found: which they are.
+        shipped: whether they are the package's.
+        stale: records in those of the model's own logs that are left out, for all that they hold
+            is of another version of the templates.
+    """
 
     found: tuple[Log, ...]
     shipped: bool = False
+    stale: int = 0
 
     @property
     def records(self) -> list[Record]:
@@ -54,8 +62,9 @@ class Logs:
 
 
 def find_logs(args: argparse.Namespace, job: Job, out: Output) -> Logs:
-    """The logs that ``--logs`` names; else those of the model under ``-o``; else the shipped
-    ones of the preset. What is not comparable or not of this machine is said.
+    """The logs that ``--logs`` names; else those of the model under ``-o``; else, or where all of
+    these are of another version of the templates, the shipped ones of the preset. What is not
+    comparable or not of this machine is said.
 
     Raises:
         UsageError: a log cannot be read, or ``--logs`` names none.
@@ -63,20 +72,22 @@ def find_logs(args: argparse.Namespace, job: Job, out: Output) -> Logs:
     given: Sequence[Path] | None = args.logs
     if given is not None and [str(path) for path in given] == [NO_LOGS]:
         return Logs(())
-    shipped = False
+    logs = read_logs(own_logs(job) if given is None else given, out.warn)
+    stale = 0
     if given is None:
-        given = own_logs(job)
-        if not given:
-            shipped, given = True, shipped_logs_of(job)
-    logs = read_logs(given, out.warn)
+        old = [log for log in logs if log.records and not current(job.tasks, log.records)]
+        stale = sum(len(log.records) for log in old)
+        logs = [log for log in logs if log not in old]
+    shipped = given is None and not logs
     if shipped:
+        logs = read_logs(shipped_logs_of(job), out.warn)
         logs = [log for log in logs if _is_for(log, job)]
     elif args.logs is None:
         right = [log for log in logs if log.run is None or log.run.threads == job.threads]
         logs = right or logs
     if not shipped:
         _warn_of_foreign(logs, job, out)
-    return Logs(tuple(_comparable(logs, out)), shipped)
+    return Logs(tuple(_comparable(logs, out)), shipped, stale)
 
 
 def own_logs(job: Job) -> list[Path]:
@@ -132,14 +143,16 @@ def serve_job(logs: Logs, args: argparse.Namespace, job: Job, out: Output) -> Se
     # TVM's own templates come in where their records are of this very model.
     stock = serve(job.stock_tasks, groups_in_order, transfer=False, clearly=clearly)
     served = replace(served, best=stock.best | served.best, stale=served.stale + stock.stale)
-    if served.stale:
+    if stale := served.stale + logs.stale:
         out.warn(
-            f"{served.stale} records are of another version of the schedules and left out: tune "
+            f"{stale} records are of another version of the schedules and left out: tune "
             "again with python -m mobilenet_tvm.tune"
         )
     if served.best:
         if logs.shipped or served.transferred:
             out.line(f"records   {_summary(served, job, logs, order)}")
+    elif stale:
+        pass  # said already, and what is said below would not be true
     elif logs.found and not logs.shipped:
         out.warn(
             f"none of the {len(logs.records)} records is of this model's tasks on "

@@ -9,6 +9,7 @@ keeps the sums in registers and the FMA units busy.
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -50,11 +51,17 @@ def nearest_config(task: Task, record: Record) -> tuple[float, int] | None:
     wanted = record_knobs(record)
     if not task.candidates or wanted.keys() != space.space_map.keys():
         return None
+    ours = _candidate_knobs(space, task.candidates)
     best = min(
-        (knob_distance(knob_values(space.get(index), space), wanted), index)
-        for index in task.candidates
+        (knob_distance(knobs, wanted), index)
+        for index, knobs in zip(task.candidates, ours, strict=True)
     )
     return best if best[0] < math.inf else None
+
+
+@functools.lru_cache(maxsize=1)  # callers ask for one task after the other, of many records each
+def _candidate_knobs(space: Any, candidates: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [knob_values(space.get(index), space) for index in candidates]
 
 
 def record_knobs(record: Record) -> dict[str, Any]:
@@ -66,11 +73,32 @@ def record_knobs(record: Record) -> dict[str, Any]:
 
 
 def fits(task: Task, record: Record) -> bool:
-    """Whether the record is of the template as it is today: an older one had other knobs, and
-    could not be built. Ansor's lines always fit their task."""
+    """Whether a record of the task's workload is of the template as it is today.
+
+    An older one had other knobs, or other values of them: its index stands for another
+    configuration by now. A record for another target, whose space may differ, is of today where
+    its knobs have the same names. Ansor's lines always fit their task.
+    """
     if record.searcher != "autotvm":
         return True
-    return bool(record_knobs(record).keys() == task.handle.config_space.space_map.keys())
+    space = task.handle.config_space
+    if record.target != task.target:
+        return bool(record_knobs(record).keys() == space.space_map.keys())
+    return not why_misfit(space, record)
+
+
+def why_misfit(space: Any, record: Record) -> str:
+    """Why an AutoTVM record's index does not stand for its knobs in a template's space; empty
+    where it does."""
+    if record.config not in range(space.range_length):
+        return f"the space has {space.range_length} configurations, and no index {record.config}"
+    if not space.is_index_valid(record.config):
+        return f"the space leaves index {record.config} out"
+    # As JSON, for a knob's value may be a tuple here and is a list there.
+    known = json.dumps(space.get(record.config).to_json_dict()["entity"])
+    if known != json.dumps(autotvm_knobs(record)):
+        return f"index {record.config} stands for other knobs by now: {known}"
+    return ""
 
 
 def is_default(record: Record) -> bool:

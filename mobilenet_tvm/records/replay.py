@@ -7,7 +7,6 @@ to TVM stay from one call to the next.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.errors import last_line
-from mobilenet_tvm.records.lines import Record, autotvm_knobs, autotvm_task
+from mobilenet_tvm.records.lines import Record, autotvm_task
+from mobilenet_tvm.records.nearest import why_misfit
 from mobilenet_tvm.records.workloads import register_workloads
 
 # A replay takes milliseconds; the first one imports TVM and reads the workloads.
@@ -120,15 +120,7 @@ def _replay_autotvm(record: Record) -> str:
         space = _autotvm_handle(template, arguments, record.target).config_space
     except Exception as error:
         return f"{template} does not take its arguments: {last_line(error)[:_LONGEST]}"
-    if record.config not in range(space.range_length):
-        return f"the space has {space.range_length} configurations, and no index {record.config}"
-    if not space.is_index_valid(record.config):
-        return f"the space leaves index {record.config} out"
-    # As JSON, for a knob's value may be a tuple here and is a list there.
-    known = json.dumps(space.get(record.config).to_json_dict()["entity"])
-    if known != json.dumps(autotvm_knobs(record)):
-        return f"index {record.config} stands for other knobs by now: {known}"
-    return ""
+    return why_misfit(space, record)
 
 
 def _replay_ansor(record: Record, sidecars: tuple[str, ...]) -> str:

@@ -111,8 +111,10 @@ def _nearest(task: Task, source: _Source, barred: Collection[Config]) -> Record 
         if distance > FAR:
             break
         gained = source.gain(record)
+        if gained is None:  # asked first: all candidates are looked at below
+            continue
         near = nearest_config(task, record)
-        if gained is None or near is None or near[0] > FAR_KNOBS or near[1] in barred:
+        if near is None or near[0] > FAR_KNOBS or near[1] in barred:
             continue
         config = near[1] if gained >= GAIN or task.default is None else task.default
         ranked.append((distance + near[0], record.key, record, config))

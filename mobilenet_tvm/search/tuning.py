@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.records import Config, Record, RecordLog, SearcherName, Task
 from mobilenet_tvm.records.lines import trial_seconds
+from mobilenet_tvm.records.serving import current
 from mobilenet_tvm.search.allocation import Allocation, Arm, make_arms
 from mobilenet_tvm.search.interface import Budget, MakeSearcher, Searcher, Summary
 from mobilenet_tvm.search.measure import FleetMeasurer, Measurer, Request
@@ -61,7 +62,8 @@ def tune_tasks(
             by more than one searcher.
         make_searcher: a searcher for a task, given the cost of what was tried before.
         measurer: where trials are measured.
-        logs: open; their records of these tasks are not tried again.
+        logs: open; their records of these tasks are not tried again, but for those of another
+            version of a template.
         budget: when to stop.
         progress: told about every trial.
         floor_s: the task's roofline, seconds of one call that no kernel can beat.
@@ -74,7 +76,9 @@ def tune_tasks(
     """
     summary = Summary() if summary is None else summary
     start_s = clock()
-    remembered = [_remember(task, logs[task.searcher].records) for task in tasks]
+    # An older template's index stands for another configuration by now, or for none.
+    known = {name: current(tasks, log.records) for name, log in logs.items()}
+    remembered = [_remember(task, known[task.searcher]) for task in tasks]
     searchers = [
         make_searcher(task, {config: cost for config, (cost, _) in done.items()})
         for task, done in zip(tasks, remembered, strict=True)

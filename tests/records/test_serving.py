@@ -9,19 +9,25 @@ import pytest
 
 from mobilenet_tvm import frontend, targets, zoo
 from mobilenet_tvm.records import Record, Task, extract_tasks, parse_line
-from mobilenet_tvm.records.nearest import is_default, knob_distance, nearest_config
+from mobilenet_tvm.records.nearest import (
+    _candidate_knobs,
+    fits,
+    is_default,
+    knob_distance,
+    nearest_config,
+)
 from mobilenet_tvm.records.serving import FAR_KNOBS, GAIN, serve
-from mobilenet_tvm.records.tasks import knob_values
+from mobilenet_tvm.records.tasks import Schedules, knob_values
 from mobilenet_tvm.search import AutoTvmSearcher, Failure, Trial
 
 Make = Callable[..., Record]
 LENDER, TAKER = "pointwise 1x1 64->64 @ 16x16", "pointwise 1x1 64->64 @ 12x12"
 
 
-def of_model(alpha: float, resolution: int) -> Mapping[str, Task]:
+def of_model(alpha: float, resolution: int, schedules: Schedules = "ours") -> Mapping[str, Task]:
     proto = zoo.build("mobilenet_v1", alpha=alpha, resolution=resolution, classes=10)
     relay = frontend.to_relay(frontend.clean(frontend.from_proto(proto, "m")))
-    tasks = extract_tasks(relay.module, targets.resolve("x86-avx512"))
+    tasks = extract_tasks(relay.module, targets.resolve("x86-avx512"), schedules=schedules)
     return {task.label: task for task in tasks}
 
 
@@ -179,6 +185,69 @@ def test_records_of_an_older_template_are_left_out_and_counted(
         old.append(parse_line(json.dumps(line)))
     served = serve([lender, taker], [old])
     assert (served.best, served.stale) == ({}, 2)
+
+
+def at_another_index(record: Record, task: Task) -> Record:
+    """What a record of the same knobs looks like whose template had them in another place."""
+    line = json.loads(record.line)
+    other = next(c for c in task.candidates if c not in (record.config, task.default))
+    line["config"]["index"] = other
+    return parse_line(json.dumps(line))
+
+
+def test_an_index_that_stands_for_other_knobs_by_now_serves_and_bars_nothing(
+    measured: Mapping[str, Task],
+) -> None:
+    task = measured[LENDER]
+    assert task.default is not None
+    good = lent(task, chunks=2, rows=2, columns=4)
+    assert all(fits(task, record) for record in good)
+    old = at_another_index(recorded(task, task.default, 1e-9), task)
+    wrong = at_another_index(recorded(task, task.default, 0), task)
+    assert not fits(task, old)
+    served = serve([task], [[old, wrong]])
+    assert (served.best, served.stale) == ({}, 2)
+    assert isinstance(wrong.config, int)
+    barred_before = recorded(task, wrong.config, 1e-7)
+    assert serve([task], [[*good, old, wrong, barred_before]]).best == {task.key: barred_before}
+
+
+def test_an_index_beyond_the_space_does_not_fit(measured: Mapping[str, Task]) -> None:
+    task = measured[LENDER]
+    line = json.loads(recorded(task, task.candidates[0], 1e-6).line)
+    line["config"]["index"] = task.handle.config_space.range_length
+    assert not fits(task, parse_line(json.dumps(line)))
+
+
+def test_records_of_tvms_own_templates_fit() -> None:
+    """They have orders and annotations, which are lists in a record and none in a space."""
+    for task in of_model(0.25, 32, "stock").values():
+        for config in (task.candidates[0], task.candidates[-1]):
+            assert fits(task, recorded(task, config, 1e-6))
+
+
+def test_all_lenders_are_compared_with_one_look_at_the_candidates(
+    measured: Mapping[str, Task], wanted: Mapping[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taker = wanted[TAKER]
+    looks = []
+    space = type(taker.handle.config_space)
+    get = space.get
+
+    def counted(self: object, index: int) -> object:
+        if self is taker.handle.config_space:
+            looks.append(index)
+        return get(self, index)
+
+    lenders = [measured[LENDER], measured["pointwise 1x1 32->64 @ 16x16"]]
+    records = [one for task in lenders for one in lent(task, chunks=1, rows=2, columns=4)]
+    unknown = [one for task in lenders for one in lent(task, None, chunks=1, rows=2, columns=4)]
+    monkeypatch.setattr(space, "get", counted)
+    _candidate_knobs.cache_clear()
+    assert serve([taker], [unknown]).best == {}
+    assert looks == []  # nobody knows what these gained
+    assert serve([taker], [records]).transferred
+    assert len(looks) <= len(taker.candidates) + 1  # and the one that was chosen
 
 
 def test_a_tile_s_area_counts_beside_its_sides() -> None:

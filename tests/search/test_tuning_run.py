@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -138,6 +139,28 @@ def test_task_that_always_fails_takes_nothing_from_the_others(
     tune(tiny_tasks, replay, time_s=len(tiny_tasks) + 5)
     best = best_records(read_log(tmp_path / "log.jsonl", pytest.fail))
     assert set(best) == {task.key for task in tiny_tasks[1:]}
+
+
+def test_trials_of_an_older_template_are_tried_again(
+    tune: Tune, tiny_tasks: tuple[Task, ...], recorded: Recorded, tmp_path: Path
+) -> None:
+    """Their indices stand for other knobs by now: a fast one says nothing of those."""
+    log = tmp_path / "log.jsonl"
+    task = tiny_tasks[2]
+    tune([task], ReplayMeasurer(recorded), trials=3)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    indices = [line["config"]["index"] for line in lines]
+    for line, index in zip(lines, [*indices[1:], indices[0]], strict=True):
+        line["config"]["index"] = index
+        line["result"][0] = [1e-12]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    replay = ReplayMeasurer(recorded)
+    summary = tune([task], replay, trials=3)
+    assert (summary.resumed, summary.trials) == (0, 3)
+    assert [config for _, config in replay.asked] == indices
+    best_s = min(recorded[task.key, index].cost_s for index in indices)
+    assert summary.trace[-1][1] == pytest.approx(best_s * task.weight)
 
 
 def equal_spaces(tasks: tuple[Task, ...]) -> tuple[Task, Task]:
