@@ -177,6 +177,24 @@ def test_a_forked_child_has_workers_of_its_own(library: Path) -> None:
     assert plain(library, program) == ["0", "0"]
 
 
+def test_a_change_to_one_thread_during_a_launch_ends_the_workers_after_it(library: Path) -> None:
+    program = """
+    native = ctypes.CDLL(sys.argv[1])
+    asked = []
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    def change(task, group, data):
+        asked.append(task)
+        set_threads(1)
+        return 0
+    set_threads(2)
+    assert native.mobilenet_tvm_launch(change, None, 0) == 0
+    assert sorted(asked) == [0, 1] and threads() - before == min(2, cpus) - 1
+    assert right(run())
+    print(threads() - before)
+    """
+    assert plain(library, program) == ["0"]
+
+
 def test_two_callers_at_once(library: Path) -> None:
     program = """
     set_threads(2)
