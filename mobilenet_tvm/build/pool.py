@@ -22,6 +22,7 @@ from mobilenet_tvm.targets import Preset
 
 # A packed function of TVM's in each library with a pool: threads, the caller included.
 SET_THREADS: Final = "mobilenet_tvm_set_threads"
+MAX_THREADS: Final = 64  # it takes larger numbers for this one
 # What c/pool.c takes of libc, beside what any kernel may.
 SYMBOLS: Final = frozenset(
     [

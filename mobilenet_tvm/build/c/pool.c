@@ -119,12 +119,18 @@ static int clamp(int64_t width) {
     return width < 1 ? 1 : width > MAX_TASKS ? MAX_TASKS : (int)width;
 }
 
+/* Of an environment variable; below 1 where it is not set, or to nothing of use. */
+static int64_t number_in(const char *variable) {
+    const char *text = getenv(variable);
+    return text != NULL ? strtol(text, NULL, 10) : 0;
+}
+
 __attribute__((noinline)) static int choose_width(void) {
-    const char *text = getenv("TVM_NUM_THREADS");
-    if (text == NULL) {
-        text = getenv("OMP_NUM_THREADS");
+    int64_t asked = number_in("TVM_NUM_THREADS");
+    if (asked < 1) {
+        asked = number_in("OMP_NUM_THREADS");
     }
-    int unset = 0, width = clamp(text != NULL ? atoi(text) : allowed(1));
+    int unset = 0, width = clamp(asked < 1 ? allowed(1) : asked);
     atomic_compare_exchange_strong(&wanted, &unset, width);
     return unset != 0 ? unset : width; /* somebody else may have set it meanwhile */
 }
