@@ -15,7 +15,7 @@ import pytest
 from mobilenet_tvm import targets, toolchain
 from mobilenet_tvm.build import pool
 from mobilenet_tvm.build.link import check_library, link, llvm_tool
-from mobilenet_tvm.errors import UsageError
+from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.runtime.module import set_threads
 
 ROWS, COLUMNS = 13, 96
@@ -313,6 +313,17 @@ def test_kernels_that_need_no_pool_or_another_keep_tvms(tmp_path: Path) -> None:
     for other in ("armv7", "apple-m1", "cuda-sm80"):
         assert pool.with_pool(parallel, targets.resolve(other), objcopy) == parallel
     assert len(pool.with_pool(parallel, X86, objcopy)) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, cache = kernels(X86), tmp_path / "cache"
+    cache.write_text("a file")
+    monkeypatch.setenv(toolchain.CACHE_VARIABLE, str(cache))
+    with pytest.raises(DeviceError, match=f"cannot write {cache}/pool: .*set MOBILENET_TVM_CACHE"):
+        link(kernel, tmp_path / "kernels.so", X86)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_threads_are_set_where_the_artifact_runs() -> None:
