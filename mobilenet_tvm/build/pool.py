@@ -19,6 +19,8 @@ from mobilenet_tvm.targets import Preset
 
 # A packed function of TVM's in each library with a pool: threads, the caller included.
 SET_THREADS: Final = "mobilenet_tvm_set_threads"
+# A launch as the kernels make it: TVMBackendParallelLaunch of tvm/runtime/c_backend_api.h.
+LAUNCH: Final = "mobilenet_tvm_launch"
 MAX_THREADS: Final = 64  # it takes larger numbers for this one
 # What c/pool.c takes of libc, beside what any kernel may.
 SYMBOLS: Final = frozenset(
