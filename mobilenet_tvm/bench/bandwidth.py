@@ -168,8 +168,9 @@ def _gbps(target: str, threads: int, size_bytes: int) -> float:
     begins = np.empty((len(cores), BURSTS))
     ends = np.empty((len(cores), BURSTS))
     together = threading.Barrier(len(cores))
+    failures: list[BaseException] = []
 
-    def work(index: int) -> None:
+    def read(index: int) -> None:
         confine(cores[index])
         bursts[index](1)
         for turn in range(BURSTS):
@@ -178,11 +179,22 @@ def _gbps(target: str, threads: int, size_bytes: int) -> float:
             bursts[index](passes)  # outside Python's lock
             ends[index, turn] = time.perf_counter()
 
+    def work(index: int) -> None:
+        try:
+            read(index)
+        except threading.BrokenBarrierError:
+            pass  # another one failed
+        except BaseException as error:
+            failures.append(error)
+            together.abort()  # or the others would wait for this one for good
+
     workers = [threading.Thread(target=work, args=(index,)) for index in range(len(cores))]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    if failures:
+        raise failures[0]
     best_s = float((ends.max(0) - begins.min(0)).min())
     return len(cores) * passes * size_bytes / best_s / 1e9
 

@@ -1,8 +1,9 @@
 """Which cores a comparison runs on: every contender on the same ones.
 
-TVM binds its threads to the first cores, ONNX Runtime lets its own roam. With anything else
-running, the one is stuck beside it while the other moves away, and at one thread the two may
-not even be timed on the same core.
+TVM's own pool, which builds without one of their own run on, binds its threads to the first
+cores; an artifact's pool binds none, and ONNX Runtime lets its own roam. With anything else
+running, the one is stuck beside it while the others move away, and at one thread they may not
+even be timed on the same core.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _FREQUENCY = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_max_freq"
 def fastest_cores(count: int) -> tuple[int, ...]:
     """The ``count`` fastest cores that this process may use, lowest numbers first among equals.
 
-    That is the order in which TVM binds its threads (src/runtime/threading_backend.cc). Empty
+    That is the order in which TVM's own pool binds its threads (src/runtime/threading_backend.cc). Empty
     where the system does not say.
     """
     if not hasattr(os, "sched_getaffinity"):

@@ -79,7 +79,7 @@ class LayerProfile:
     ``between_us`` the median difference, round by round: what the executor takes between its
     kernels. ``from_python_us`` is of an inference that Python calls, which has to get its own
     code back into the caches. ``launch_us`` is what of a kernel's time goes to starting and
-    joining its threads; None at one thread, and where they are not TVM's to start.
+    joining its threads; None at one thread, and where no kernel starts any.
     ``near_roofline`` is the part of the kernels' time spent in such as take less than
     ``NEAR_ROOFLINE`` times their roofline. ``peak_gflops`` is one core's.
     """

@@ -65,7 +65,7 @@ def link(library: Any, path: Path, preset: Preset, *, linker: Sequence[str] | No
 
     Raises:
         LinkError: the linker failed, or the library would not load.
-        DeviceError: the folder cannot be written.
+        DeviceError: the folder, or the cache for the pool, cannot be written.
     """
     command = list(linker or ("zig", *preset.linker))
     if linker and "-shared" not in command:

@@ -7,10 +7,7 @@ object of ``c/pool.c`` defines it: no runtime knows it, so none overwrites it (d
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -22,6 +19,9 @@ from mobilenet_tvm.targets import Preset
 
 # A packed function of TVM's in each library with a pool: threads, the caller included.
 SET_THREADS: Final = "mobilenet_tvm_set_threads"
+# A launch as the kernels make it: TVMBackendParallelLaunch of tvm/runtime/c_backend_api.h.
+LAUNCH: Final = "mobilenet_tvm_launch"
+MAX_THREADS: Final = 64  # it takes larger numbers for this one
 # What c/pool.c takes of libc, beside what any kernel may.
 SYMBOLS: Final = frozenset(
     [
@@ -30,6 +30,7 @@ SYMBOLS: Final = frozenset(
         *("open", "read", "close", "snprintf"),
     ]
 )
+_SOURCE: Final = Path(__file__).with_name("c") / "pool.c"
 _LAUNCH: Final = "__TVMBackendParallelLaunch"
 _BARRIER: Final = "__TVMBackendParallelBarrier"
 _OWN_LAUNCH: Final = "mobilenet_tvm_parallel_launch"
@@ -55,9 +56,8 @@ def with_pool(objects: Sequence[str], preset: Preset, objcopy: Path) -> list[str
         objcopy: ``llvm-objcopy``.
 
     Raises:
-        OSError: the cache cannot be written.
-        subprocess.CalledProcessError: the compiler or ``objcopy`` failed.
-        ModuleNotFoundError: ``ziglang`` is not installed.
+        DeviceError: the pool cannot be compiled, or the cache cannot be written.
+        subprocess.CalledProcessError: ``objcopy`` failed.
     """
     if preset.kind != "so" or preset.gpu is not None or preset.arch not in _ARCHES:
         return list(objects)
@@ -79,20 +79,10 @@ def with_pool(objects: Sequence[str], preset: Preset, objcopy: Path) -> list[str
 
 
 def pool_object(arch: str) -> Path:
-    """The compiled pool for ``x86_64`` or ``aarch64``, made once. Raises as ``with_pool`` does."""
-    source = (importlib.resources.files("mobilenet_tvm.build") / "c" / "pool.c").read_bytes()
-    options = (*_OPTIONS, *_ARCH_OPTIONS[arch])
-    digest = hashlib.sha256(source + " ".join(options).encode()).hexdigest()[:16]
-    path = toolchain.cache_dir() / f"pool-{arch}-{digest}.o"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            text, built = Path(folder, "pool.c"), Path(folder, path.name)
-            text.write_bytes(source)
-            target = ("-target", f"{arch}-linux-gnu.2.17")
-            toolchain.zig("cc", *target, *options, "-c", "-o", str(built), str(text))
-            built.replace(path)  # two processes may build it at once: the last one wins, whole
-    return path
+    """The compiled pool for ``x86_64`` or ``aarch64``. Raises as ``toolchain.compiled`` does."""
+    target = ("-target", f"{arch}-linux-gnu.2.17")
+    options = (*target, *_OPTIONS, *_ARCH_OPTIONS[arch], "-c")
+    return toolchain.compiled(_SOURCE, "pool", f"{arch}.o", options)
 
 
 def _symbols(path: Path) -> frozenset[str]:

@@ -14,7 +14,7 @@ from elftools.elf.elffile import ELFFile
 
 from mobilenet_tvm import toolchain
 from mobilenet_tvm.build.manifest import Manifest, read_manifest, sha256_file
-from mobilenet_tvm.build.pool import SET_THREADS
+from mobilenet_tvm.build.pool import MAX_THREADS, SET_THREADS
 from mobilenet_tvm.errors import CheckFailedError, UsageError
 from mobilenet_tvm.runtime import gpus
 from mobilenet_tvm.targets import missing_features
@@ -120,7 +120,7 @@ def load(
     Raises:
         UsageError: the manifest is missing, damaged or of another format; the ``.so`` is not
             the one it describes; the architecture, a CPU feature or the GPU is missing here;
-            ``device`` or ``cuda_graph`` is not for this artifact.
+            ``device`` or ``cuda_graph`` is not for this artifact; it cannot have so many threads.
         CheckFailedError: ``require_checked``, and parity was not checked or did not pass.
         DeviceError: the plug-in for CUDA cannot be built, or the GPU cannot be used or is full.
     """
@@ -257,6 +257,9 @@ def set_threads(library: Any, threads: int, of_tvm: Callable[[int, int], object]
         library: the artifact's TVM module, here or on a board.
         threads: the caller included.
         of_tvm: ``runtime.config_threadpool`` of the runtime that holds the library.
+
+    Raises:
+        UsageError: more threads than the artifact's own pool can have.
     """
     try:
         of_its_own = library.get_function(SET_THREADS, query_imports=True)
@@ -264,6 +267,10 @@ def set_threads(library: Any, threads: int, of_tvm: Callable[[int, int], object]
         big_cores_first = 1
         of_tvm(big_cores_first, threads)
     else:
+        if threads > MAX_THREADS:
+            raise UsageError(
+                f"threads is {threads}: an artifact's own pool has {MAX_THREADS} at most"
+            )
         of_its_own(threads)
 
 

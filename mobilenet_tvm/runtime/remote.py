@@ -70,7 +70,8 @@ def load_remote(session: BoardSession, artifact: Path, threads: int | None = Non
         threads: of the artifact's thread pool, as for ``runtime.load``; None leaves it as is.
 
     Raises:
-        UsageError: the artifact is damaged, or for another machine or CPU than the board.
+        UsageError: the artifact is damaged, or for another machine or CPU than the board, or it
+            cannot have so many threads.
         BoardLostError: the session died.
         DeviceError: the board cannot load it.
     """

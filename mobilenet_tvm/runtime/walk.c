@@ -71,10 +71,10 @@ static int no_task(int task, void *group, void *data) {
 /* TVMBackendParallelLaunch (tvm/runtime/c_backend_api.h). */
 typedef int (*parallel_launch)(int (*task)(int, void *, void *), void *data, int tasks);
 
-/* A kernel that wakes all threads of the pool and has them do nothing. values points to the
-   pointer that the artifact's kernels launch through. */
+/* A kernel that wakes all threads of the pool and has them do nothing. values is what the
+   artifact's kernels launch through. */
 int launch_nothing(void *values, int *codes, int count, void *result, int *result_code,
                    void *resource) {
   (void)codes, (void)count, (void)result, (void)result_code, (void)resource;
-  return (*(parallel_launch *)values)(no_task, NULL, 0);
+  return ((parallel_launch)values)(no_task, NULL, 0);
 }

@@ -2,7 +2,8 @@
 
 The executor is the one that an inference runs on, with its plan of the memory; only the loop over
 its kernels is ours, in C (``walk.c``), and reads the clock after each. So a kernel finds the
-caches as the one before it left them, and the threads of TVM's pool as awake as in the model.
+caches as the one before it left them, and the threads of the artifact's pool (of TVM's, where it has none) as
+awake as in the model.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import numpy.typing as npt
 
 from mobilenet_tvm import targets, toolchain
 from mobilenet_tvm.build.manifest import Manifest
+from mobilenet_tvm.build.pool import LAUNCH
 from mobilenet_tvm.build.static import zig_target
 from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.runtime.module import Array, check_inputs, open_library
 
 _SOURCE = Path(__file__).with_name("walk.c")
 _DL_TENSOR = 7  # kTVMDLTensorHandle (tvm/runtime/c_runtime_api.h)
-_LAUNCH = "__TVMBackendParallelLaunch"
+_TVMS_LAUNCH = "__TVMBackendParallelLaunch"
 _CALLS_OF_OURS = 1000
 
 
@@ -177,13 +179,22 @@ class Walk:
 
     def launch_us(self) -> float | None:
         """Microseconds in which a kernel's threads are set going and have all ended, their work
-        left out; None where no kernel launches any through TVM's pointer (c_backend_api.h)."""
-        try:
-            pointer = ctypes.c_void_p.in_dll(self._library, _LAUNCH)
-        except ValueError:
+        left out; None where no kernel has any."""
+        launch = self._launch()
+        if launch is None:
             return None
-        taken_ns = self._ns_of_each(self._native.launch_nothing, ctypes.addressof(pointer))
+        taken_ns = self._ns_of_each(self._native.launch_nothing, launch)
         return float(np.median(taken_ns) - self._ns_of_each(self._native.nothing).mean()) / 1e3
+
+    def _launch(self) -> int | None:
+        """The address of what the kernels launch through: the artifact's pool, or TVM's."""
+        try:
+            return ctypes.cast(self._library[LAUNCH], ctypes.c_void_p).value
+        except AttributeError:  # it has none of its own, and TVM has filled in a pointer to its
+            try:
+                return ctypes.c_void_p.in_dll(self._library, _TVMS_LAUNCH).value
+            except ValueError:
+                return None
 
     def inference_us(self, inferences: int) -> npt.NDArray[np.float64]:
         """``[inferences]``: microseconds of whole inferences as the executor runs them, one right

@@ -65,6 +65,18 @@ def test_working_sets_fit_their_level_and_not_the_one_before() -> None:
     assert bandwidth.working_sets(Caches(512 * KIB, 0), 4) == {"L2": 256 * KIB, "DRAM": 2 * MIB}
 
 
+def test_a_reader_that_fails_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def confine(cores: tuple[int, ...]) -> None:
+        if cores == (1,):
+            raise OSError("no such core")
+
+    monkeypatch.setattr(bandwidth, "confine", confine)
+    monkeypatch.setattr(bandwidth, "fastest_cores", lambda count: tuple(range(count)))
+    monkeypatch.setattr(bandwidth, "BURST_MS", 0.1)
+    with pytest.raises(OSError, match="no such core"):
+        bandwidth._gbps(peak.host_target(), 3, 64 * KIB)
+
+
 def test_the_nearer_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "BURSTS", 10)
     monkeypatch.setattr(bandwidth, "_MOST_DRAM_BYTES", 64 * MIB)

@@ -15,6 +15,7 @@ import pytest
 from mobilenet_tvm import targets, toolchain
 from mobilenet_tvm.build import pool
 from mobilenet_tvm.build.link import check_library, link, llvm_tool
+from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.runtime.module import set_threads
 
 ROWS, COLUMNS = 13, 96
@@ -119,12 +120,21 @@ def test_every_number_of_threads_gives_the_same(library: Path) -> None:
 def test_threads_come_from_the_environment_and_only_when_they_are_needed(library: Path) -> None:
     program = """
     assert threads() == before  # none when it is loaded
+    child = os.fork()
+    if child == 0:  # the cores, of which it has no more than CPUs
+        os._exit(threads() if right(run()) else 0)
+    whole = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert 1 <= whole <= cpus
     cases = [
         (1, {"TVM_NUM_THREADS": "1"}, cpus),
         (1, {"OMP_NUM_THREADS": "1"}, cpus),
         (2, {"TVM_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}, cpus),
-        (1, {"TVM_NUM_THREADS": "none"}, cpus),
         (2, {"TVM_NUM_THREADS": "2"}, 1),
+        # What is no number from 1 on says nothing.
+        (1, {"TVM_NUM_THREADS": "auto", "OMP_NUM_THREADS": "1"}, cpus),
+        (2, {"TVM_NUM_THREADS": "", "OMP_NUM_THREADS": "2"}, cpus),
+        (3, {"TVM_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, cpus),
+        (whole, {"TVM_NUM_THREADS": "0", "OMP_NUM_THREADS": "-2"}, cpus),
         (1, {}, 1),
     ]
     for count, environment, allowed in cases:
@@ -134,7 +144,6 @@ def test_threads_come_from_the_environment_and_only_when_they_are_needed(library
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:allowed])
             os._exit(0 if right(run()) and threads() == min(count, allowed) else 1)
         assert os.waitpid(child, 0)[1] == 0, (count, environment, allowed)
-    assert right(run()) and threads() - before < cpus
     print("chosen")
     """
     assert plain(library, program) == ["chosen"]
@@ -175,6 +184,24 @@ def test_a_forked_child_has_workers_of_its_own(library: Path) -> None:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
     assert plain(library, program) == ["0", "0"]
+
+
+def test_a_change_to_one_thread_during_a_launch_ends_the_workers_after_it(library: Path) -> None:
+    program = """
+    native = ctypes.CDLL(sys.argv[1])
+    asked = []
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    def change(task, group, data):
+        asked.append(task)
+        set_threads(1)
+        return 0
+    set_threads(2)
+    assert native.mobilenet_tvm_launch(change, None, 0) == 0
+    assert sorted(asked) == [0, 1] and threads() - before == min(2, cpus) - 1
+    assert right(run())
+    print(threads() - before)
+    """
+    assert plain(library, program) == ["0"]
 
 
 def test_two_callers_at_once(library: Path) -> None:
@@ -288,6 +315,17 @@ def test_kernels_that_need_no_pool_or_another_keep_tvms(tmp_path: Path) -> None:
     assert len(pool.with_pool(parallel, X86, objcopy)) == 2
 
 
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, cache = kernels(X86), tmp_path / "cache"
+    cache.write_text("a file")
+    monkeypatch.setenv(toolchain.CACHE_VARIABLE, str(cache))
+    with pytest.raises(DeviceError, match=f"cannot write {cache}/pool: .*set MOBILENET_TVM_CACHE"):
+        link(kernel, tmp_path / "kernels.so", X86)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
 def test_threads_are_set_where_the_artifact_runs() -> None:
     class Library:
         def get_function(self, name: str, *, query_imports: bool) -> Callable[[int], None]:
@@ -306,3 +344,6 @@ def test_threads_are_set_where_the_artifact_runs() -> None:
     set_threads(Library(pool.SET_THREADS), 3, of_tvm)
     set_threads(Library(), 2, of_tvm)
     assert asked == [(pool.SET_THREADS, 3), (1, 2)]
+    with pytest.raises(UsageError, match="threads is 65: an artifact's own pool has 64 at most"):
+        set_threads(Library(pool.SET_THREADS), 65, of_tvm)
+    assert len(asked) == 2

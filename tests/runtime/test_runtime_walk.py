@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from mobilenet_tvm import frontend, runtime, zoo
 from mobilenet_tvm.build.compile import compile_model
 from mobilenet_tvm.build.manifest import ModelInfo
+from mobilenet_tvm.build.pool import LAUNCH, MAX_THREADS
 from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.runtime import walk
 from mobilenet_tvm.targets import resolve
@@ -62,7 +64,31 @@ def test_times_are_of_each_kernel_and_add_up(artifact: Path) -> None:
 
 def test_a_launch_takes_a_while(artifact: Path) -> None:
     launch_us = walk.open_walk(artifact).launch_us()
-    assert launch_us is None or 0 < launch_us < 1e4
+    assert launch_us is not None
+    assert 0 < launch_us < 1e4
+
+
+def test_the_threads_of_an_artifact_are_set_by_load_and_by_a_function_in_it(artifact: Path) -> None:
+    import tvm
+
+    native = ctypes.CDLL(str(artifact))  # the one that TVM has open, then
+
+    def tasks() -> int:
+        ran: list[int] = []
+        task = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+        native[LAUNCH](task(lambda index, *_: ran.append(index) or 0), None, 0)
+        return len(ran)
+
+    runtime.load(artifact, threads=3)
+    assert tasks() == 3
+    library = tvm.runtime.load_module(str(artifact))
+    library.get_function("mobilenet_tvm_set_threads", query_imports=True)(2)
+    assert tasks() == 2
+    with pytest.raises(UsageError, match="64 at most"):
+        runtime.load(artifact, threads=MAX_THREADS + 1)
+    runtime.load(artifact, threads=MAX_THREADS)
+    assert tasks() == MAX_THREADS
+    runtime.load(artifact, threads=1)
 
 
 def test_every_activation_has_a_maker(artifact: Path) -> None:
