@@ -2,8 +2,8 @@
 
 The executor is the one that an inference runs on, with its plan of the memory; only the loop over
 its kernels is ours, in C (``walk.c``), and reads the clock after each. So a kernel finds the
-caches as the one before it left them, and the threads of the artifact's pool (of TVM's, where it has none) as
-awake as in the model.
+caches as the one before it left them, and the threads of the pool that it runs on
+as awake as in the model.
 """
 
 from __future__ import annotations
