@@ -184,7 +184,8 @@ class Walk:
         if launch is None:
             return None
         taken_ns = self._ns_of_each(self._native.launch_nothing, launch)
-        return float(np.median(taken_ns) - self._ns_of_each(self._native.nothing).mean()) / 1e3
+        clock_ns = self._ns_of_each(self._native.nothing)
+        return float(np.median(taken_ns) - np.median(clock_ns)) / 1e3
 
     def _launch(self) -> int | None:
         """The address of what the kernels launch through: the artifact's pool, or TVM's."""
