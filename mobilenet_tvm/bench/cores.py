@@ -17,8 +17,8 @@ _FREQUENCY = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_max_freq"
 def fastest_cores(count: int) -> tuple[int, ...]:
     """The ``count`` fastest cores that this process may use, lowest numbers first among equals.
 
-    That is the order in which TVM's own pool binds its threads (src/runtime/threading_backend.cc).
-    Empty where the system does not say.
+    That is the order in which TVM's own pool binds its threads
+    (src/runtime/threading_backend.cc). Empty where the system does not say.
     """
     if not hasattr(os, "sched_getaffinity"):
         return ()

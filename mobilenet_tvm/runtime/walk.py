@@ -2,8 +2,8 @@
 
 The executor is the one that an inference runs on, with its plan of the memory; only the loop over
 its kernels is ours, in C (``walk.c``), and reads the clock after each. So a kernel finds the
-caches as the one before it left them, and the threads of the artifact's pool (of TVM's, where it
-has none) as awake as in the model.
+caches as the one before it left them, and the threads of the pool that it runs on
+as awake as in the model.
 """
 
 from __future__ import annotations
@@ -184,7 +184,8 @@ class Walk:
         if launch is None:
             return None
         taken_ns = self._ns_of_each(self._native.launch_nothing, launch)
-        return float(np.median(taken_ns) - self._ns_of_each(self._native.nothing).mean()) / 1e3
+        clock_ns = self._ns_of_each(self._native.nothing)
+        return float(np.median(taken_ns) - np.median(clock_ns)) / 1e3
 
     def _launch(self) -> int | None:
         """The address of what the kernels launch through: the artifact's pool, or TVM's."""
