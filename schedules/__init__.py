@@ -7,6 +7,7 @@ else stays TVM's. ``use("stock")`` switches them off, ``use("ours")`` on again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mobilenet_tvm import toolchain
@@ -21,12 +22,14 @@ register(arm.BACKEND)
 register(cuda.BACKEND)
 
 
-def pass_config() -> dict[str, Any]:
-    """What a ``tvm.transform.PassContext`` of a build with our templates wants: a pass of ours.
+def pass_config(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``config`` of a ``tvm.transform.PassContext``, with the pass that our templates want.
 
     Without it the kernels are right, and those of large weights a few percent slower.
     """
-    return {"tir.add_lower_pass": [(1, x86.prefetch_weights)]}
+    given = dict(config or {})
+    passes = given.get("tir.add_lower_pass", ())
+    return given | {"tir.add_lower_pass": [*passes, (1, x86.prefetch_weights)]}
 
 
 __all__ = ["pass_config", "use"]

@@ -136,7 +136,7 @@ class Tuned:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Tuned:
     folder = tmp_path_factory.mktemp("tuned")
-    options = ("--tuner", "autotvm", "--trials", "1", "--rounds", "2", "--json")
+    options = ("--tuner", "autotvm", "--trials", "1", "--rounds", "2", "--json", "--require-tuned")
     process = tune_process(folder, *SMALL, *options)
     output, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said

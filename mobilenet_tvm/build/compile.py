@@ -118,7 +118,7 @@ def compile_model(
     ansor = bool(plan is not None and plan.positions)
     planned = plan_tasks(model.module, tasks, plan)
     given = [best[task.key] for task in planned if task.key in best]
-    config = toolchain.pass_config() | mobilenet_tvm.schedules.pass_config()
+    config = mobilenet_tvm.schedules.pass_config(toolchain.pass_config())
     if ansor:
         config = {**config, "relay.backend.use_auto_scheduler": True}
         # Pooling and the like may have records too.

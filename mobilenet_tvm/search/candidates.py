@@ -154,7 +154,7 @@ def _compile(
 
     import mobilenet_tvm.schedules
 
-    config = toolchain.pass_config() | mobilenet_tvm.schedules.pass_config()
+    config = mobilenet_tvm.schedules.pass_config(toolchain.pass_config())
     if is_gpu(target):
         cuda.activate()
         # After the last pass of TVM's that allocates memory or splits loops.

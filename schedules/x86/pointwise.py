@@ -78,6 +78,8 @@ def _define_space(gemm: Gemm, cfg: Any, out_chunks: int, height: int, width: int
         rows = values["rows"] * values["band"]
         return bool(values["pixels_outer"]) and height % rows == 0 and height // rows % 2 == 0
 
+    # The untuned default: in an even number of bands, if it can be (why: ``default_band``).
+    best = best_of(knobs, cycles, in_even_bands) or best_of(knobs, cycles)
     if isinstance(cfg, ConfigSpace):
         # A tile whose sums do not stay in registers, or that are too few to hide an FMA's latency,
         # cannot win: measuring it would be time lost.
@@ -87,7 +89,8 @@ def _define_space(gemm: Gemm, cfg: Any, out_chunks: int, height: int, width: int
             / (tile[0] * tile[1] * tile[2])
             for tile in tiles
         }
-        limit = _HOPELESS * min(cost.values())
+        default = cost[best["chunks"], best["rows"], best["columns"]]
+        limit = max(_HOPELESS * min(cost.values()), default)
 
         def keep(entity: Any) -> bool:
             if entity["rows"].val * entity["band"].val > height:
@@ -96,8 +99,6 @@ def _define_space(gemm: Gemm, cfg: Any, out_chunks: int, height: int, width: int
 
         cfg.multi_filter(keep)
     if cfg.is_fallback:
-        # In an even number of bands, if it can be (why: ``default_band``).
-        best = best_of(knobs, cycles, in_even_bands) or best_of(knobs, cycles)
         for knob, value in best.items():
             cfg[knob] = OtherOptionEntity(value)
 

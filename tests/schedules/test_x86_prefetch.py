@@ -23,7 +23,8 @@ def build(channels: int, filters: int, side: int, preset: str, *, passes: bool =
     weight = np.random.default_rng(1).uniform(-1, 1, (filters, channels, 1, 1)).astype("float32")
     conv = relay.nn.conv2d(x, relay.const(weight), channels=filters, kernel_size=(1, 1))
     module = tvm.IRModule.from_expr(relay.Function([x], relay.nn.relu(conv)))
-    config = toolchain.pass_config() | (schedules.pass_config() if passes else {})
+    config = toolchain.pass_config()
+    config = schedules.pass_config(config) if passes else config
     silent, autotvm.GLOBAL_SCOPE.silent = autotvm.GLOBAL_SCOPE.silent, True
     try:
         with tvm.transform.PassContext(opt_level=3, config=config):

@@ -187,7 +187,11 @@ def test_waiting_for_a_batch_counts_and_keeps_the_budget(
     summary = tune(both, replay, time_s=budget_s, propose=lambda task: clock.advance(propose_s))
     # At the very first batch nobody knows yet how long it takes.
     assert budget_s - propose_s - 0.25 <= summary.spent_s <= 1.1 * budget_s + 0.25
-    for path in (tmp_path / "log.jsonl", ansor_log(tmp_path / "log.jsonl")):
+    # A short budget may end before the second searcher has its turn.
+    paths = tmp_path / "log.jsonl", ansor_log(tmp_path / "log.jsonl")
+    written = [path for path in paths if path.exists()]
+    assert written
+    for path in written:
         for number, record in enumerate(read_log(path, pytest.fail)):
             took_s = json.loads(record.line)["r" if record.searcher == "ansor" else "result"][2]
             assert took_s in (0.25, 0.25 + propose_s), number
