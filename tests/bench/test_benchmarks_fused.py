@@ -36,7 +36,8 @@ def unpacked(data: Any) -> Any:
 def reference(layer: Any, arrays: list[Any]) -> Any:
     """The two convolutions by their definition, ``[K, OH, OW] float64``."""
     data, window, window_bias, weights, bias = (array.astype("float64") for array in arrays)
-    image, filters = unpacked(data), unpacked(window[:, 0].transpose(2, 0, 1, 3, 4))
+    image = unpacked(data)
+    filters = window[:, 0, :, :, 0].transpose(0, 3, 1, 2).reshape(layer.channels, 3, 3)
     before = layer.padding[0]
     padded = np.pad(image, ((0, 0), (before, 1), (before, 1)))
     out = np.zeros((layer.channels, layer.out_size, layer.out_size))
