@@ -96,7 +96,7 @@ def test_section_states_times_ratios_and_sums(scripts: tuple[Any, Any]) -> None:
     pair, one = np.full(20, 200e-6), np.full(20, 160e-6)
     row = fused.Row(layer, 2, pair, one, 1e-7)
     args = argparse.Namespace(configs=32, rounds=20)
-    text = fused.section([row], args, "python benchmarks/fused.py", 100.0, "1.01 on 2 core(s)")
+    text = fused.section([row], args, "python benchmarks/fused.py", 100.0, {2: 1.01})
     flops = 2 * 28 * 28 * 128 * (9 + 256)
     of_peak = [f"{flops / seconds / 200e9:.0%}" for seconds in (200e-6, 160e-6)]
     assert (
@@ -105,3 +105,6 @@ def test_section_states_times_ratios_and_sums(scripts: tuple[Any, Any]) -> None:
     ) in text
     assert "- V1, these 1 layers at 2 thread(s): pairs 200 us, fused 160 us: 1.250" in text
     assert "1.01 on 2 core(s)" in text
+    assert "not quiet" not in text
+    loud = fused.section([row], args, "python benchmarks/fused.py", 100.0, {2: 1.2})
+    assert "the machine was not quiet" in loud
