@@ -128,11 +128,12 @@ def register_tiles(layer: Layer) -> tuple[list[tuple[int, int]], list[tuple[int,
     """The tiles that the package's model of a core likes best: of the depthwise convolution (rows,
     columns) and of the pointwise one (channel blocks, rows, columns)."""
     from mobilenet_tvm.schedules.layout import divisors
-    from mobilenet_tvm.schedules.x86.layout import channel_block, max_accumulators
+    from mobilenet_tvm.schedules.x86.layout import channel_block
     from mobilenet_tvm.schedules.x86.model import sums_cycles, window_cycles
     from mobilenet_tvm.schedules.x86.template import this_core
 
-    core, most = this_core(), max_accumulators()
+    core = this_core()
+    most = core.most_sums
     x, y = channel_block(layer.channels), channel_block(layer.filters)
     columns = divisors(layer.out_size, most)
     windows = {

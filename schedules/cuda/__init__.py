@@ -12,6 +12,7 @@ from tvm.relay.op.strategy import generic
 
 from mobilenet_tvm.schedules.cuda import depthwise, others, pointwise, stem
 from mobilenet_tvm.schedules.cuda.target import channel_block, is_cuda
+from mobilenet_tvm.schedules.pool import GLOBAL_POOLS, WINDOW_POOLS
 from mobilenet_tvm.schedules.strategy import Backend, Template
 
 BACKEND = Backend(
@@ -42,8 +43,8 @@ BACKEND = Backend(
     ),
     schedules=(
         (others.ELEMENTWISE, stock.schedule_injective_cuda, others.elementwise),
-        (others.WINDOW_POOLS, stock.schedule_pool_cuda, others.window_pool),
-        (others.GLOBAL_POOLS, stock.schedule_adaptive_pool_cuda, others.global_pool),
+        (WINDOW_POOLS, stock.schedule_pool_cuda, others.window_pool),
+        (GLOBAL_POOLS, stock.schedule_adaptive_pool_cuda, others.global_pool),
     ),
 )
 

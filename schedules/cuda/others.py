@@ -16,6 +16,7 @@ from tvm.topi.utils import simplify
 from mobilenet_tvm.schedules.cuda import threads as of
 from mobilenet_tvm.schedules.cuda.target import LANES
 from mobilenet_tvm.schedules.layout import divisors, shape_of
+from mobilenet_tvm.schedules.pool import block_of
 from mobilenet_tvm.schedules.template import schedule_template, tag_of
 
 # Of those that a MobileNet may leave alone: what follows a convolution is fused into it.
@@ -31,13 +32,6 @@ ELEMENTWISE = (
     "nn.relu",
     "nn.bias_add",
 )
-WINDOW_POOLS = ("nn.avg_pool2d", "nn.max_pool2d")
-GLOBAL_POOLS = (
-    "nn.global_avg_pool2d",
-    "nn.global_max_pool2d",
-    "nn.adaptive_avg_pool2d",
-    "nn.adaptive_max_pool2d",
-)
 THREADS = 128
 POOL_THREADS = 64
 MOST_SHARING = 32  # threads for one sum: one of them adds up what they found
@@ -45,12 +39,7 @@ MOST_SHARING = 32  # threads for one sum: one of them adds up what they found
 
 def _blocked(outs: Any) -> bool:
     """Whether it is one float32 tensor of static shape in the layout NCHW4c."""
-    if len(outs) != 1 or outs[0].dtype != "float32" or len(outs[0].shape) != 5:
-        return False
-    try:
-        return shape_of(outs[0])[-1] == LANES
-    except ValueError:
-        return False
+    return block_of(outs) == LANES
 
 
 def elementwise(outs: Any) -> te.Schedule | None:

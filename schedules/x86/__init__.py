@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from tvm.relay.op.strategy import x86 as stock
 
+from mobilenet_tvm.schedules.pool import GLOBAL_POOLS, WINDOW_POOLS
 from mobilenet_tvm.schedules.strategy import Backend, Template
 from mobilenet_tvm.schedules.x86 import depthwise, pointwise, pool, stem
 from mobilenet_tvm.schedules.x86.layout import channel_block, is_x86
@@ -36,8 +37,8 @@ BACKEND = Backend(
         }
     ),
     schedules=(
-        (pool.WINDOW_POOLS, stock.schedule_pool_cpu, pool.window_pool),
-        (pool.GLOBAL_POOLS, stock.schedule_adaptive_pool_cpu, pool.global_pool),
+        (WINDOW_POOLS, stock.schedule_pool_cpu, pool.window_pool),
+        (GLOBAL_POOLS, stock.schedule_adaptive_pool_cpu, pool.global_pool),
     ),
 )
 

@@ -7,9 +7,6 @@ from tvm.target.x86 import get_simd_32bit_lanes
 
 from mobilenet_tvm.schedules.layout import largest_block
 
-# Accumulators a register tile may hold: 32 zmm (AVX-512) or 16 ymm/xmm registers, less what
-# the weights and the broadcast or shifted inputs need.
-_ACCUMULATORS = {16: 28, 8: 12, 4: 12}
 # Channels of half a vector: lanes of ymm registers, of which AVX-512 has 32 as well.
 _HALF = 8
 
@@ -19,9 +16,9 @@ def lanes() -> int:
     return int(get_simd_32bit_lanes())
 
 
-def max_accumulators() -> int:
-    """Largest register tile, in vectors, that does not spill on the current target."""
-    return _ACCUMULATORS[lanes()]
+def registers() -> int:
+    """Vector registers of the current target: 32 zmm (AVX-512), or 16 ymm or xmm."""
+    return 32 if lanes() == 16 else 16
 
 
 def channel_block(channels: int) -> int:

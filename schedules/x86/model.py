@@ -21,17 +21,21 @@ class Core:
     """One core, as the model sees it.
 
     Attributes:
-        lanes: float32 lanes of its widest vectors.
         registers: vector registers.
         l1_bytes: of the data cache that one loop may count on: three quarters of the smallest
             one in use (32 KiB).
         l2_bytes: likewise, of 1 MiB.
     """
 
-    lanes: int
     registers: int
     l1_bytes: int = 24 << 10
     l2_bytes: int = 768 << 10
+
+    @property
+    def most_sums(self) -> int:
+        """The largest register tile, in vectors, that does not spill: all registers, less what
+        the weights and the broadcast or shifted inputs need."""
+        return self.registers - 4
 
 
 # Bytes a cycle that one core reads: from L2 and L3 as loops of loads do that the prefetcher sees
@@ -77,7 +81,7 @@ def fits(core: Core, chunks: int, pixels: int) -> bool:
     """
     sums = chunks * pixels
     if chunks == 1:
-        return sums <= core.registers - 4
+        return sums <= core.most_sums
     return sums + chunks + min(pixels, 4) <= core.registers - 2
 
 
@@ -136,7 +140,8 @@ def pointwise_cycles(
             + TILE_CYCLES
         )
     )
-    compute += UNIT_CYCLES * filter_tiles * -(-row_tiles // band)
+    bands = -(-row_tiles // band)
+    compute += UNIT_CYCLES * filter_tiles * bands
 
     inputs = gemm.channels * gemm.height * gemm.width * FLOAT_BYTES
     weights = gemm.channels * gemm.filters * FLOAT_BYTES
@@ -145,8 +150,7 @@ def pointwise_cycles(
     tile_weights = gemm.channels * chunks * gemm.out_block * FLOAT_BYTES
     again = 0.0
     if pixels_outer:
-        band_inputs = inputs * rows * band / (row_tiles * rows)
-        bands = -(-row_tiles // band)
+        band_inputs = inputs * band / row_tiles
         again += (bands - 1) * weights / _rate(core, weights)
         if band_inputs > core.l1_bytes:
             again += (filter_tiles - 1) * inputs / _rate(core, int(band_inputs))
@@ -177,7 +181,7 @@ def window_cycles(
     inputs = ((rows - 1) * strides[0] + height) * row
     held = taps if taps <= _HELD_TAPS else 2
     loads = inputs if held == taps else inputs + taps
-    spilled = max(0, sums + row + held - (core.registers - 4))
+    spilled = max(0, sums + row + held - core.most_sums)
     vector = vector_cycles(block)
     cycles = max(sums * taps, loads) * vector + 2 * spilled * vector + TILE_CYCLES
     return cycles / sums

@@ -25,7 +25,7 @@ from mobilenet_tvm.schedules import pointwise as shared
 from mobilenet_tvm.schedules.layout import divisors, shape_of
 from mobilenet_tvm.schedules.template import schedule_template
 from mobilenet_tvm.schedules.x86 import prefetch
-from mobilenet_tvm.schedules.x86.layout import channel_block, max_accumulators
+from mobilenet_tvm.schedules.x86.layout import channel_block
 from mobilenet_tvm.schedules.x86.model import (
     FLOAT_BYTES,
     Gemm,
@@ -33,7 +33,7 @@ from mobilenet_tvm.schedules.x86.model import (
     pointwise_cycles,
     sums_cycles,
 )
-from mobilenet_tvm.schedules.x86.template import bands, this_core, tile_sizes
+from mobilenet_tvm.schedules.x86.template import bands, in_even_bands, this_core, tile_sizes
 
 TASK = "pointwise_conv2d_NCHWc.mobilenet_x86"
 TAG = "mobilenet_pointwise_NCHWc"
@@ -64,7 +64,7 @@ def _define_space(gemm: Gemm, cfg: Any, out_chunks: int, height: int, width: int
         # One pixel needs many channel blocks to keep the FMA units busy.
         "chunks": divisors(out_chunks, 8 if height * width < 8 else 6),
         "rows": [rows for rows in (1, 2, 4) if height % rows == 0],
-        "columns": tile_sizes(width, max_accumulators()),
+        "columns": tile_sizes(width, core.most_sums),
         "band": bands(height),
         "pixels_outer": [0, 1],
     }
@@ -74,12 +74,12 @@ def _define_space(gemm: Gemm, cfg: Any, out_chunks: int, height: int, width: int
     def cycles(values: Mapping[str, int]) -> float:
         return pointwise_cycles(core, gemm, **values)
 
-    def in_even_bands(values: Mapping[str, int]) -> bool:
-        rows = values["rows"] * values["band"]
-        return bool(values["pixels_outer"]) and height % rows == 0 and height // rows % 2 == 0
+    def keeps_rows(values: Mapping[str, int]) -> bool:
+        by_bands = bool(values["pixels_outer"])
+        return by_bands and in_even_bands(height, values["rows"] * values["band"])
 
     # The untuned default: in an even number of bands, if it can be (why: ``default_band``).
-    best = best_of(knobs, cycles, in_even_bands) or best_of(knobs, cycles)
+    best = best_of(knobs, cycles, keeps_rows) or best_of(knobs, cycles)
     if isinstance(cfg, ConfigSpace):
         # A tile whose sums do not stay in registers, or that are too few to hide an FMA's latency,
         # cannot win: measuring it would be time lost.

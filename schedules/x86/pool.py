@@ -11,34 +11,17 @@ from typing import Any, Final
 from tvm import te
 
 from mobilenet_tvm.schedules.layout import divisors, shape_of
+from mobilenet_tvm.schedules.pool import block_of
 from mobilenet_tvm.schedules.template import schedule_template, tag_of
 
-WINDOW_POOLS: Final = ("nn.avg_pool2d", "nn.max_pool2d")
-GLOBAL_POOLS: Final = (
-    "nn.global_avg_pool2d",
-    "nn.global_max_pool2d",
-    "nn.adaptive_avg_pool2d",
-    "nn.adaptive_max_pool2d",
-)
 # Sums at once: more than an addition's latency in cycles, and not too many lines to read from.
 _AT_ONCE: Final = 8
-
-
-def _blocked(outs: Any) -> bool:
-    """Whether it is one float32 tensor of static shape in a layout NCHW[x]c."""
-    if len(outs) != 1 or outs[0].dtype != "float32" or len(outs[0].shape) != 5:
-        return False
-    try:
-        shape_of(outs[0])
-    except ValueError:
-        return False
-    return True
 
 
 def global_pool(outs: Any) -> te.Schedule | None:
     """All pixels of several channel blocks at once; an adaptive pool to more than one is TVM's."""
     tag = tag_of(outs, "adaptive_pool")
-    if not _blocked(outs) or tag is None or shape_of(outs[0])[2:4] != (1, 1):
+    if block_of(outs) is None or tag is None or shape_of(outs[0])[2:4] != (1, 1):
         return None
     return schedule_template(outs, tag, _blocks_at_once)
 
@@ -61,7 +44,7 @@ def _blocks_at_once(schedule: te.Schedule, sums: te.Tensor, out: te.Tensor) -> N
 def window_pool(outs: Any) -> te.Schedule | None:
     """The windows of a row of outputs at once: an average over the rows of a large image, say."""
     tag = tag_of(outs, "pool")
-    if not _blocked(outs) or tag is None:
+    if block_of(outs) is None or tag is None:
         return None
     return schedule_template(outs, tag, _pixels_at_once)
 

@@ -11,7 +11,7 @@ from tvm.autotvm.task.space import ConfigSpace, OtherOptionEntity
 from tvm.topi.nn.utils import get_pad_tuple
 
 from mobilenet_tvm.schedules.layout import divisors
-from mobilenet_tvm.schedules.x86.layout import lanes, max_accumulators
+from mobilenet_tvm.schedules.x86.layout import registers
 from mobilenet_tvm.schedules.x86.model import Core
 
 # At most so many bands: the rows at the edge of a band are read twice.
@@ -20,7 +20,7 @@ _BANDS = 8
 
 def this_core() -> Core:
     """The current target's core."""
-    return Core(lanes=lanes(), registers=32 if lanes() == 16 else 16)
+    return Core(registers())
 
 
 def tile_sizes(width: int, limit: int) -> list[int]:
@@ -53,6 +53,11 @@ def default_band(height: int) -> int:
     return next((height // count for count in (8, 4, 2) if height % count == 0), odd)
 
 
+def in_even_bands(height: int, rows: int) -> bool:
+    """Whether ``height`` rows are an even number of equal bands of so many."""
+    return height % rows == 0 and height // rows % 2 == 0
+
+
 def keeps_rows(task: Any, config: Any) -> bool:
     """Whether two threads with ``config`` keep to the rows that they wrote (see ``default_band``).
 
@@ -69,7 +74,7 @@ def keeps_rows(task: Any, config: Any) -> bool:
         return True
     rows = config["rows"].val * config["band"].val
     by_bands = "pointwise" not in task.name or config["pixels_outer"].val
-    return bool(by_bands and height % rows == 0 and height // rows % 2 == 0)
+    return bool(by_bands and in_even_bands(height, rows))
 
 
 def define_row_tile(
@@ -81,7 +86,7 @@ def define_row_tile(
     fewest ``cycles(rows, columns)`` for an output, in bands of ``default_band``, with the switch
     on. All knobs are numbers, because AutoTVM's cost model learns from their values.
     """
-    limit = max_accumulators()
+    limit = this_core().most_sums
     rows = [rows for rows in (1, 2) if height % rows == 0]
     columns = tile_sizes(width, limit)
     cfg.define_knob("rows", rows)
@@ -97,7 +102,7 @@ def define_row_tile(
         )
     if cfg.is_fallback:
         # Of as many rows of tiles as an even number of bands can share.
-        even = [count for count in rows if height % 2 or height // count % 2 == 0]
+        even = [count for count in rows if height % 2 or in_even_bands(height, count)]
         tiles = [tile for tile in itertools.product(even, columns) if math.prod(tile) <= limit]
         best = min(tiles, key=lambda tile: cycles(*tile))
         for knob, value in zip(("rows", "columns"), best, strict=True):

@@ -69,7 +69,7 @@ def test_the_default_is_no_spilling_tile_and_one_of_the_space(
     shapes = (1, channels, side, side), (filters, channels, 1, 1)
     made = make_kernel("pointwise", preset, *shapes)
     chosen = untuned(made)
-    core = Core(preset.peak_lanes, 32 if preset.peak_lanes == 16 else 16)
+    core = Core(32 if preset.peak_lanes == 16 else 16)
     assert fits(core, chosen["chunks"], chosen["rows"] * chosen["columns"])
     space = made.task.config_space
     assert chosen in [knobs(space.get(index)) for index in made.valid()]
@@ -91,7 +91,7 @@ def test_a_prime_width_has_tiles_with_a_short_last_one() -> None:
 def test_what_does_not_fit_costs_time() -> None:
     from mobilenet_tvm.schedules.x86.model import Core, Gemm, pointwise_cycles, sums_cycles
 
-    core = Core(lanes=16, registers=32)
+    core = Core(registers=32)
     # Each sum waits for its last FMA; 28 sums of two blocks want more than 32 registers.
     assert sums_cycles(core, 16, 1, 1) == sums_cycles(core, 16, 1, 4)
     assert sums_cycles(core, 16, 2, 14) / 28 > 2 * sums_cycles(core, 16, 2, 7) / 14
@@ -113,7 +113,7 @@ def test_what_does_not_fit_costs_time() -> None:
 def test_a_window_keeps_its_registers() -> None:
     from mobilenet_tvm.schedules.x86.model import Core, window_cycles
 
-    core = Core(lanes=16, registers=32)
+    core = Core(registers=32)
 
     def cycles(rows: int, columns: int, stride: int = 1) -> float:
         return window_cycles(core, 16, (3, 3), (stride, stride), rows, columns)
