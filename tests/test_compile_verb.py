@@ -7,15 +7,16 @@ import dataclasses
 import json
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from mobilenet_tvm import compile as compile_verb
 from mobilenet_tvm import targets
 from mobilenet_tvm.cli import artifact, served
 from mobilenet_tvm.errors import CheckFailedError
-from mobilenet_tvm.records import RunInfo, extract_tasks, parse_line, write_run
+from mobilenet_tvm.records import extract_tasks, parse_line, write_run
 from mobilenet_tvm.search import AutoTvmSearcher, Trial
+
+from .conftest import run_here
 
 TINY = ("--alpha", "0.25", "--resolution", "32")
 
@@ -104,23 +105,7 @@ def test_of_several_logs_the_fastest_record_is_taken(tiny, taken, job, logs, tmp
 
 def run_file(log: Path, **changes: object) -> None:
     """Say of a log that this machine measured it, but for ``changes``."""
-    run = RunInfo(
-        format_version=1,
-        preset="x86",
-        target="llvm",
-        cpu=targets.cpu_name(),
-        tvm="0.19.0",
-        llvm="22.1.8",
-        model="tiny",
-        model_digest="sha256:0",
-        searcher="autotvm",
-        seed=0,
-        threads=1,
-        spent_s=1.0,
-        trials=1,
-        failures={},
-    )
-    write_run(log, msgspec.structs.replace(run, **changes))
+    write_run(log, run_here(**changes))
 
 
 def test_what_this_machine_measured_needs_no_warning(tiny, taken, logs, tmp_path, capsys):

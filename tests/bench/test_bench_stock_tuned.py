@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from mobilenet_tvm import frontend, targets, zoo
@@ -13,30 +12,14 @@ from mobilenet_tvm.bench.stock_tuned import build_stock_tuned
 from mobilenet_tvm.build.compile import compile_model
 from mobilenet_tvm.build.manifest import Manifest, ModelInfo, read_manifest
 from mobilenet_tvm.frontend import RelayModel
-from mobilenet_tvm.records import RunInfo, Task, run_path, write_run
+from mobilenet_tvm.records import Task, run_path, write_run
 from mobilenet_tvm.records.tasks import extract_tasks
 from mobilenet_tvm.search import AutoTvmSearcher, Trial
 
+from ..conftest import run_here
+
 ZOO = {"name": "mobilenet_v1", "alpha": 0.25, "resolution": 32}
 BOTH = ("tvm-autotvm", "tvm-ansor")
-
-
-RUN = RunInfo(
-    format_version=1,
-    preset="x86",
-    target="llvm",
-    cpu=targets.cpu_name(),
-    tvm="0.19.0",
-    llvm="22.1.8",
-    model="tiny",
-    model_digest="sha256:0",
-    searcher="autotvm",
-    seed=0,
-    threads=1,
-    spent_s=1.0,
-    trials=1,
-    failures={},
-)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +54,7 @@ def log_of(model: RelayModel, folder: Path, schedules: str) -> int:
     text = "".join(line_of(task) + "\n" for task in tasks)
     log = folder / "tiny.stock.autotvm.jsonl"
     log.write_text(text)
-    write_run(log, RUN)
+    write_run(log, run_here())
     return len(tasks)
 
 
@@ -124,7 +107,7 @@ def test_records_of_our_templates_are_no_stock_tuning(
     lines = "".join(line_of(task) + "\n" for task in ours)
     log = folder / "tiny.autotvm.jsonl"
     log.write_text(lines)
-    write_run(log, RUN)
+    write_run(log, run_here())
     field = build_stock_tuned(
         ["tvm-autotvm"], manifest, onnx_file, folder, tmp_path, threads=[1], warn=pytest.fail
     )
@@ -155,7 +138,7 @@ def test_what_was_measured_elsewhere_makes_no_row(
     if changes is None:
         run_path(log).unlink()
     else:
-        write_run(log, msgspec.structs.replace(RUN, **changes))
+        write_run(log, run_here(**changes))
     warnings: list[str] = []
     field = build_stock_tuned(
         ["tvm-autotvm"],
@@ -188,7 +171,7 @@ def test_each_number_of_threads_has_a_row_of_its_own(
         log = tmp_path / f"tiny.{count}-threads.autotvm.jsonl"
         trial = Trial(task.candidates[count], (1e-5 / count,))
         log.write_text(AutoTvmSearcher(task, trials=1, seed=0).record_line(trial) + "\n")
-        write_run(log, msgspec.structs.replace(RUN, threads=count))
+        write_run(log, run_here(threads=count))
     field = build_stock_tuned(
         ["tvm-autotvm"],
         manifest,

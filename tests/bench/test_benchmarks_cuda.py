@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,22 +18,12 @@ from mobilenet_tvm.cli.options import model_info, resolve_model
 from mobilenet_tvm.cuda import gpu
 from mobilenet_tvm.cuda.gpu import GpuInfo, GpuSummary
 
-from ..conftest import REPO
+from ..conftest import benchmark_script
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    """The module, whose neighbours are no package."""
-    sys.path.insert(0, str(REPO / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("cuda_bench", REPO / "benchmarks" / "cuda.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(REPO / "benchmarks"))
-    return module
+    return benchmark_script("cuda")
 
 
 @pytest.fixture

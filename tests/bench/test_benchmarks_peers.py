@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,23 +21,12 @@ from mobilenet_tvm.bench.results import (
     table,
 )
 
-from ..conftest import REPO
+from ..conftest import benchmark_script
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    """The module, whose neighbours are no package."""
-    sys.path.insert(0, str(REPO / "benchmarks"))
-    try:
-        path = REPO / "benchmarks" / "peers.py"
-        spec = importlib.util.spec_from_file_location("peers_bench", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(REPO / "benchmarks"))
-    return module
+    return benchmark_script("peers")
 
 
 def timing(label: str, threads: int, median_ms: float) -> Timing:

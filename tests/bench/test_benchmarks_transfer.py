@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +12,14 @@ from mobilenet_tvm import compile as compile_verb
 from mobilenet_tvm import tune
 from mobilenet_tvm.bench.results import BenchResult, Noise, ratio_by_round, summarize
 
-from ..conftest import REPO
+from ..conftest import benchmark_script
 
 ARGS = argparse.Namespace(time_budget="5m", tuner="autotvm", threads=2, rounds=3)
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    sys.path.insert(0, str(REPO / "benchmarks"))
-    try:
-        path = REPO / "benchmarks" / "transfer.py"
-        spec = importlib.util.spec_from_file_location("transfer_bench", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(REPO / "benchmarks"))
-    return module
+    return benchmark_script("transfer")
 
 
 def compared(contenders: Any, *, threads: tuple[int, ...], rounds: int) -> BenchResult:
