@@ -24,6 +24,7 @@ from mobilenet_tvm.cli.boards import (
     check_device_options,
     measuring_device,
 )
+from mobilenet_tvm.cli.finals import play_finals
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.search import add_search_options, search, searchers
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     with measuring_device(args, job, out) as device:
         job = dataclasses.replace(job, device=device)
         records, summary = search(job, device, args, out)
+        records = play_finals(job, records, args, out)
         job = artifact.with_stock_tasks(job, records)
         logs = [str(job.log_of(name)) for name in names]
         searched = {

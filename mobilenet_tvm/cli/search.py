@@ -12,6 +12,7 @@ from mobilenet_tvm import bench, targets, toolchain
 from mobilenet_tvm.bench.peak import measure_peak_gflops
 from mobilenet_tvm.cli.artifact import Job
 from mobilenet_tvm.cli.boards import Device
+from mobilenet_tvm.cli.finals import FINALISTS
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.cli.options import parse_duration, positive
 from mobilenet_tvm.cli.transfer import (
@@ -40,7 +41,7 @@ from mobilenet_tvm.records import (
     write_run,
     write_workloads,
 )
-from mobilenet_tvm.records.lines import trial_seconds
+from mobilenet_tvm.records.lines import trial_seconds, with_in_model
 from mobilenet_tvm.records.serving import current
 from mobilenet_tvm.search import (
     AnsorSearcher,
@@ -81,6 +82,15 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         help="at most so many trials a task, earlier runs' included (default: "
         + ", ".join(f"{count} of {name}" for name, count in DEFAULT_TRIALS.items())
         + ")",
+    )
+    group.add_argument(
+        "--finalists",
+        type=positive,
+        default=FINALISTS,
+        metavar="N",
+        help="so many of each layer's fastest configurations are timed once more where they stand "
+        "in the model, after the search and where that is this machine's CPU; 1 leaves it out "
+        f"(default: {FINALISTS})",
     )
     group.add_argument(
         "--time-budget",
@@ -337,7 +347,7 @@ def _adopt(
         for record in current(tasks, one.records):
             new = (record.key, record.config) not in have
             if new and (record.key, record.target) in keys:
-                log.append(record.line)
+                log.append(with_in_model(record, None).line)  # that was another model
                 have.add((record.key, record.config))
                 adopted += 1
     if adopted:

@@ -35,6 +35,9 @@ class Record:
         line: the record line as it stands in the log, without its newline.
         target: TVM's target string that it was measured for.
         searcher: whose line it is.
+        in_model_s: median seconds of one call where the layer stands in its model, its epilogue
+            with it; None where it was not timed there. AutoTVM's lines alone have it, in a field
+            of ours that TVM passes over.
     """
 
     key: str
@@ -44,6 +47,7 @@ class Record:
     line: str
     target: str = ""
     searcher: SearcherName = "autotvm"
+    in_model_s: float | None = None
 
 
 _Error = Annotated[int, msgspec.Meta(ge=0, le=8)]
@@ -65,6 +69,7 @@ class _AutoTvmLine(msgspec.Struct, frozen=True):
     input: tuple[_Text, _Text, list[Any], dict[str, Any]]
     config: _Config
     result: _Result
+    in_model_s: float | None = None
 
 
 _HardwareParams = tuple[int, int, int, int, int, int, int, int]
@@ -112,6 +117,8 @@ def parse_line(line: str) -> Record:
 def _read_autotvm(line: str) -> Record:
     fields = _autotvm_of.decode(line)
     target, template, arguments, _ = fields.input
+    if fields.in_model_s is not None and not 0 < fields.in_model_s < math.inf:
+        raise ValueError(f"it took {fields.in_model_s} seconds in the model")
     return Record(
         key=workload_key((template, *_hashable(arguments))),
         config=fields.config.index,
@@ -119,7 +126,19 @@ def _read_autotvm(line: str) -> Record:
         error=fields.result[1],
         line=line,
         target=target_text(target),
+        in_model_s=fields.in_model_s,
     )
+
+
+def with_in_model(record: Record, seconds: float | None) -> Record:
+    """An AutoTVM record with the time that its kernel took in its model, or without it."""
+    if record.in_model_s == seconds:
+        return record
+    fields = json.loads(record.line)
+    fields.pop("in_model_s", None)
+    if seconds is not None:
+        fields["in_model_s"] = seconds
+    return parse_line(json.dumps(fields))
 
 
 def _read_ansor(line: str) -> Record:

@@ -3,7 +3,8 @@
 A line is what AutoTVM or Ansor writes (see ``records.lines``), so stock TVM and tvmc read the
 file as it is. One file holds lines of one searcher: neither of TVM's readers takes the other's.
 A line is written with one ``write``: a killed run leaves at most its last line cut short,
-which the next run drops with a warning; a full disk takes the cut line back at once.
+which the next run drops with a warning; a full disk takes the cut line back at once. Only what
+the end of a run adds to some lines (``RecordLog.annotate``) has the file written anew.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import filelock
 
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.records.lines import Record, parse_line
+from mobilenet_tvm.records.files import write_together
+from mobilenet_tvm.records.lines import Record, parse_line, with_in_model
+from mobilenet_tvm.records.tasks import Config
 
 
 def read_log(path: Path, warn: Callable[[str], None]) -> list[Record]:
@@ -145,6 +148,32 @@ class RecordLog:
             ) from None
         self.records.append(record)
         return record
+
+    def annotate(self, in_model_s: Mapping[tuple[str, str, Config], float]) -> Mapping[str, Record]:
+        """Add to the successful lines of AutoTVM what their kernels took in the model: the log is
+        written anew, whole or not at all, and all other lines stay as they are.
+
+        Args:
+            in_model_s: seconds by a record's ``key``, ``target`` and ``config``.
+
+        Returns:
+            The new records, by the lines that they had before.
+
+        Raises:
+            DeviceError: the disk is full or failed; the log is as it was.
+        """
+        changed: dict[str, Record] = {}
+        for one in self.records:
+            seconds = in_model_s.get((one.key, one.target, one.config))
+            if seconds is not None and one.cost_s is not None:
+                changed[one.line] = with_in_model(one, seconds)
+        if not changed:
+            return changed
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        new = (changed[line].line if line in changed else line for line in lines)
+        write_together({self.path: "\n".join(new).encode()})
+        self.records = [changed.get(one.line, one) for one in self.records]
+        return changed
 
 
 def _write_whole(descriptor: int, data: bytes) -> None:

@@ -95,8 +95,8 @@ def one_searcher(logs: Iterable[Log], output: Path) -> SearcherName:
 def merge_records(records: Iterable[Record]) -> list[Record]:
     """One record of each configuration, in the order they first came.
 
-    Of several the fastest stays; a failure only where there is no success, and a wrong output
-    always, so that the configuration stays barred.
+    Of several one that was timed in the model stays, else the fastest; a failure only where there
+    is no success, and a wrong output always, so that the configuration stays barred.
     """
     kept: dict[tuple[object, ...], Record] = {}
     for record in records:
@@ -107,11 +107,13 @@ def merge_records(records: Iterable[Record]) -> list[Record]:
     return list(kept.values())
 
 
-def _rank(record: Record) -> tuple[int, float]:
+def _rank(record: Record) -> tuple[int, bool, float]:
     """What stays is the smallest."""
     if record.error == WRONG_OUTPUT:
-        return (0, 0.0)
-    return (2, 0.0) if record.cost_s is None else (1, record.cost_s)
+        return (0, False, 0.0)
+    if record.cost_s is None:
+        return (2, False, 0.0)
+    return (1, record.in_model_s is None, record.cost_s)
 
 
 def distil_records(records: Iterable[Record]) -> list[Record]:

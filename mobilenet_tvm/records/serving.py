@@ -14,7 +14,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.records.choose import CLEARLY, WRONG_OUTPUT, best_records, choose_records
+from mobilenet_tvm.records.choose import (
+    CLEARLY,
+    WRONG_OUTPUT,
+    best_records,
+    choose_records,
+    gain,
+)
 from mobilenet_tvm.records.lines import Record, autotvm_task, parse_line
 from mobilenet_tvm.records.nearest import fits, is_default, nearest_config, nearest_records
 from mobilenet_tvm.records.tasks import Config, Task
@@ -142,9 +148,7 @@ class _Source:
         the default was not measured."""
         shape = [one for one in self._by_target[best.target] if one.key == best.key]
         default = best_records(one for one in shape if is_default(one)).get(best.key)
-        if default is None or default.cost_s is None or best.cost_s is None:
-            return None
-        return default.cost_s / best.cost_s
+        return None if default is None else gain(best, default)
 
 
 def _carried(task: Task, source: Record, config: int) -> Record:

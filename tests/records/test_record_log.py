@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.records import RecordLog, Task, best_records, read_log
+from mobilenet_tvm.records import RecordLog, Task, best_records, files, parse_line, read_log
+from mobilenet_tvm.records.lines import with_in_model
 from mobilenet_tvm.search import Failure
 
 Line = Callable[..., str]
@@ -278,3 +280,56 @@ def test_stock_tvm_finds_the_best_record_of_every_task(
                 found = context.query(task.handle.target, task.handle.workload)
             assert not found.is_fallback
             assert found.index == task.candidates[1]
+
+
+class TestAnnotate:
+    def test_only_the_lines_of_that_trial_change(
+        self, log_path: Path, line: Line, tiny_tasks: tuple[Task, ...]
+    ) -> None:
+        lines = [line(0, 1, 3e-6), line(0, 1, failure=Failure.RUN_TIMEOUT), line(2, 0, 1e-6)]
+        write(log_path, lines[0], "\n# a comment\n", lines[1], "\nnonsense\n", lines[2], "\n")
+        warned: list[str] = []
+        with RecordLog(log_path, warned.append) as log:
+            first = log.records[0]
+            changed = log.annotate({(first.key, first.target, first.config): 4e-6})
+            assert [one.in_model_s for one in log.records] == [4e-6, None, None]
+        assert changed == {lines[0]: log.records[0]}
+        assert len(warned) == 1
+        now = log_path.read_text().splitlines()
+        assert now[1:] == ["# a comment", lines[1], "nonsense", lines[2]]
+        again = read_log(log_path, warned.append)
+        assert again[0] == log.records[0]
+        assert again[0].cost_s == first.cost_s
+
+    def test_tvm_reads_the_line_as_before(self, log_path: Path, line: Line) -> None:
+        from tvm.autotvm.record import decode
+
+        record = parse_line(line(0, 1, 3e-6, 1e-6))
+        annotated = with_in_model(record, 4e-6)
+        assert json.loads(annotated.line)["in_model_s"] == 4e-6
+        for before, after in zip(decode(record.line), decode(annotated.line), strict=True):
+            assert str(before) == str(after)
+        assert with_in_model(annotated, None).in_model_s is None
+        assert json.loads(with_in_model(annotated, None).line) == json.loads(record.line)
+
+    def test_no_time_is_no_record(self, line: Line) -> None:
+        record = parse_line(line(0, 1, 3e-6))
+        for seconds in (0.0, -1.0, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match=r"in the model|JSON"):
+                with_in_model(record, seconds)
+
+    def test_a_full_disk_leaves_the_log(
+        self, log_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = write(log_path, line(0, 1, 3e-6), "\n")
+
+        def full(_descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(files.os, "fsync", full)
+        with RecordLog(log_path, fail_on_warning) as log:
+            first = log.records[0]
+            with pytest.raises(DeviceError, match="what was there is kept"):
+                log.annotate({(first.key, first.target, first.config): 4e-6})
+            assert log.records == [first]
+        assert log_path.read_bytes() == before

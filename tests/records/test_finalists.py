@@ -1,0 +1,98 @@
+"""Which kernels are timed in the model, and what those times decide."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mobilenet_tvm.records import Record, Task, best_records, choose_records
+from mobilenet_tvm.records.choose import CLEARLY, CLEARLY_IN_MODEL, FINALIST, gain
+from mobilenet_tvm.records.finalists import find_finalists
+from mobilenet_tvm.records.merge import distil_records, merge_records
+
+
+def record(
+    task: Task, config: int | None, cost_s: float | None, in_model_s: float | None = None
+) -> Record:
+    assert config is not None
+    error = 0 if cost_s else 4
+    return Record(
+        task.key, config, cost_s, error, "", str(task.handle.target), in_model_s=in_model_s
+    )
+
+
+@pytest.fixture
+def task(tiny_tasks: tuple[Task, ...]) -> Task:
+    return tiny_tasks[1]
+
+
+@pytest.fixture
+def others(task: Task) -> list[int]:
+    return [config for config in task.candidates if config != task.default]
+
+
+def configs(records: tuple[Record, ...]) -> list[object]:
+    return [one.config for one in records]
+
+
+def test_the_fastest_few_and_the_default_are_finalists(task: Task, others: list[int]) -> None:
+    records = [
+        record(task, others[0], 1.10),
+        record(task, others[1], 1.00),
+        record(task, others[2], FINALIST * 1.01),
+        record(task, others[3], None),
+        record(task, others[4], 1.05),
+        record(task, others[1], 1.20),  # measured twice: the faster time counts, and once
+        record(task, task.default, 1.40),
+    ]
+    found = find_finalists([task], records, 9)[task.key]
+    assert configs(found) == [others[1], others[4], others[0], task.default]
+    found = find_finalists([task], records, 2)[task.key]
+    assert configs(found) == [others[1], task.default]
+    found = find_finalists([task], [record(task, task.default, 1.01), *records[:-1]], 2)[task.key]
+    assert configs(found) == [others[1], task.default]
+
+
+def test_no_finalist_computes_something_else(task: Task, others: list[int]) -> None:
+    wrong = dataclasses.replace(record(task, others[0], None), error=5)
+    records = [record(task, others[0], 1.0), wrong, record(task, others[1], 2.0)]
+    assert configs(find_finalists([task], records, 4)[task.key]) == [others[1]]
+    assert find_finalists([task], [wrong], 4) == {}
+
+
+def test_the_fastest_in_the_model_wins(task: Task, others: list[int]) -> None:
+    alone = record(task, others[0], 1.00, 2.0)
+    in_model = record(task, others[1], 1.10, 1.9)
+    unknown = record(task, others[2], 1.05)
+    assert best_records([alone, in_model, unknown])[task.key] is in_model
+    # Another search found one beside which it would not be timed again.
+    faster = record(task, others[3], 1.10 / FINALIST * 0.99)
+    assert best_records([alone, in_model, unknown, faster])[task.key] is alone
+    much_faster = record(task, others[3], 0.5)
+    assert best_records([alone, in_model, unknown, much_faster])[task.key] is much_faster
+
+
+def test_the_default_stays_if_it_is_as_good_in_the_model(task: Task, others: list[int]) -> None:
+    default = record(task, task.default, 2.0, CLEARLY_IN_MODEL * 0.999)
+    other = record(task, others[0], 1.0, 1.0)
+    assert choose_records([task], [other, default])[task.key] is default
+    default = record(task, task.default, 1.0, CLEARLY_IN_MODEL * 1.001)
+    assert CLEARLY_IN_MODEL * 1.001 < CLEARLY
+    assert choose_records([task], [other, default])[task.key] is other
+
+
+def test_a_gain_is_of_times_that_compare(task: Task, others: list[int]) -> None:
+    one, two = record(task, others[0], 1.0, 4.0), record(task, others[1], 2.0, 6.0)
+    assert gain(one, over=two) == 1.5
+    assert gain(one, over=dataclasses.replace(two, in_model_s=None)) == 2.0
+    assert gain(one, over=record(task, others[2], None)) is None
+
+
+def test_merged_and_distilled_logs_keep_it(task: Task, others: list[int]) -> None:
+    known = record(task, others[0], 1.1, 2.0)
+    again = record(task, others[0], 1.0)
+    faster = record(task, others[1], 1.0, 3.0)
+    assert merge_records([again, known, faster]) == [known, faster]
+    assert merge_records([known, again, faster]) == [known, faster]
+    assert distil_records([faster, known]) == [known]
