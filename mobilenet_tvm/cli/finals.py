@@ -25,7 +25,7 @@ from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.records import Config, Record, RecordLog, Task
 from mobilenet_tvm.records.finalists import find_finalists
 
-FINALISTS = 4
+FINALISTS = 6
 
 
 def play_finals(

@@ -14,8 +14,6 @@ CLEARLY_ESTIMATED = 1.10
 
 # The same of two times in the model, where one alone says less.
 CLEARLY_IN_MODEL = 1.01
-# Who takes at most so many times as long as the fastest, alone, may be the fastest in the model.
-FINALIST = 1.15
 
 # A kernel that takes so many times as long as a GPU's launch at most is not told from others.
 LAUNCH_BOUND = 1.25
@@ -27,8 +25,8 @@ WRONG_OUTPUT = 5
 def best_records(records: Iterable[Record]) -> dict[str, Record]:
     """The fastest successful record of each task, by the median of its repeats.
 
-    Where those that are hardly slower (``FINALIST``) were timed in the model, it is the fastest
-    one there: alone a kernel meets other caches and other neighbours. A configuration that once
+    Where the fastest one alone was timed in the model too, it is the fastest there of those that
+    were: alone a kernel meets other caches and other neighbours. A configuration that once
     computed something else is never the best, however often it was measured before and after.
     """
     records = list(records)
@@ -42,13 +40,11 @@ def best_records(records: Iterable[Record]) -> dict[str, Record]:
 
 def _best(found: Sequence[tuple[float, Record]]) -> Record:
     """The best of some successful records of one task, each with its seconds alone."""
-    fastest_s, fastest = min(found, key=lambda entry: entry[0])
-    finalists = [
-        (record.in_model_s, cost_s, record)
-        for cost_s, record in found
-        if record.in_model_s is not None and cost_s <= FINALIST * fastest_s
-    ]
-    return min(finalists, key=lambda entry: entry[:2])[2] if finalists else fastest
+    fastest = min(found, key=lambda entry: entry[0])[1]
+    if fastest.in_model_s is None:  # nobody knows it there, or it was found since
+        return fastest
+    timed = [(record.in_model_s, s, record) for s, record in found if record.in_model_s is not None]
+    return min(timed, key=lambda entry: entry[:2])[2]
 
 
 def choose_records(

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mobilenet_tvm.records.choose import FINALIST, wrong_outputs
+from mobilenet_tvm.records.choose import wrong_outputs
 from mobilenet_tvm.records.lines import Record
 from mobilenet_tvm.records.tasks import Config, Task
+
+# Who takes at most so many times as long as the fastest, alone, may be the fastest in the model.
+NEAR = 1.3
 
 
 def find_finalists(
@@ -15,7 +18,7 @@ def find_finalists(
 ) -> dict[str, tuple[Record, ...]]:
     """At most ``limit`` records of different configurations for each of AutoTVM's tasks, by key.
 
-    The fastest alone come first, as far as they are within ``FINALIST`` of it. The untuned default
+    The fastest alone come first, as far as they are within ``NEAR`` of it. The untuned default
     is always one of them where it was measured and did not fail, for it may be the fastest of
     all in the model. Tasks without a successful record have no entry.
     """
@@ -48,7 +51,7 @@ def _ranked(records: Iterable[Record]) -> list[tuple[float, Record]]:
 def _best_of(
     ranked: Sequence[tuple[float, Record]], default: Config | None, limit: int
 ) -> list[Record]:
-    near = [record for cost_s, record in ranked if cost_s <= FINALIST * ranked[0][0]]
+    near = [record for cost_s, record in ranked if cost_s <= NEAR * ranked[0][0]]
     chosen = near[:limit]
     untuned = [record for _, record in ranked if record.config == default]
     if untuned and untuned[0] not in chosen:
