@@ -31,6 +31,11 @@ MODELS = {
     "v3-large": ("mobilenet_v3_large",),
     "v3-small": ("mobilenet_v3_small",),
 }
+# Of what ``bench --json`` says, what is a list with entries of one number of threads.
+_LISTS = (
+    *("timings", "ratios", "best_f32_peers", "noise", "agreements", "absent", "peers", "f32_peers"),
+    "warnings",
+)
 TITLE = "Against other runtimes on x86, fp32, batch 1"
 
 
@@ -86,7 +91,7 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The results of one model at one number of threads each, as one of all of them."""
     together = dict(parts[0])
     for part in parts[1:]:
-        for field in ("timings", "ratios", "best_f32_peers", "noise", "agreements", "absent"):
+        for field in _LISTS:
             known = together[field]
             together[field] = known + [one for one in part[field] if one not in known]
     return together

@@ -9,23 +9,34 @@ decides from then on (``records.choose``).
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
-import numpy as np
-
-from mobilenet_tvm.bench.in_model import InModel, time_in_model
+from mobilenet_tvm.bench.in_model import time_in_model
 from mobilenet_tvm.build import compile_model
 from mobilenet_tvm.cli.artifact import Job
 from mobilenet_tvm.cli.frame import Output
+from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.scratch import folder_beside
-from mobilenet_tvm.errors import DeviceError
-from mobilenet_tvm.records import Config, Record, RecordLog, Task
+from mobilenet_tvm.errors import DeviceError, UsageError, carries_interrupt, last_line
+from mobilenet_tvm.records import Record, RecordLog
 from mobilenet_tvm.records.finalists import find_finalists
+from mobilenet_tvm.records.serving import current
 
 FINALISTS = 6
+
+
+def add_finals_options(parser: argparse.ArgumentParser) -> None:
+    """Add how many take part."""
+    parser.add_argument_group("finals").add_argument(
+        "--finalists",
+        type=positive,
+        default=FINALISTS,
+        metavar="N",
+        help="so many of each layer's fastest configurations are timed once more where they stand "
+        "in the model, after the search and beyond its --time-budget, where that is this "
+        f"machine's CPU; 1 leaves it out (default: {FINALISTS})",
+    )
 
 
 def play_finals(
@@ -34,8 +45,14 @@ def play_finals(
     """Time the finalists in the model and write it into the log, where that can be done: for the
     CPU of this machine, and templates of ours, which all have the same kernels.
 
-    Where all of them have such a time from an earlier run, nothing is repeated. A final that fails
-    is said, and changes nothing.
+    Where all of them have such a time from an earlier run, nothing is repeated. Finals that fail
+    are said, and change nothing.
+
+    Args:
+        job: with the device of the search.
+        records: all that it may be built with.
+        args: with ``finalists`` and ``seed``.
+        out: told what happens.
 
     Returns:
         ``records``, those of the finalists with their times in the model.
@@ -43,25 +60,52 @@ def play_finals(
     device = job.device
     if args.finalists < 2 or job.templates != "ours" or device is None or not device.here:
         return records
-    finalists = find_finalists(job.tasks, records, args.finalists)
-    count = max(map(len, finalists.values()), default=0)
-    timed = all(one.in_model_s is not None for line_up in finalists.values() for one in line_up)
-    if count < 2 or timed:
+    finalists = find_finalists(job.tasks, current(job.tasks, records), args.finalists)
+    if _played(finalists, job.info.digest):
         return records
     try:
-        with folder_beside(job.artifact) as folder:
-            paths = [_build(job, finalists, number, count, folder, out) for number in range(count)]
-            with out.working(f"timing {count} builds kernel by kernel, by turns"):
-                times = time_in_model(paths, threads=job.threads, seed=args.seed)
-    except DeviceError as error:
-        out.warn(f"nothing is known of the layers in the model: {error}")
+        times = _time(job, finalists, args.seed, out)
+        with RecordLog(job.log_of("autotvm"), _said_already) as log:
+            changed = log.annotate(times, job.info.digest)
+    except (DeviceError, UsageError) as error:
+        out.warn(f"no finals: {error}; of each layer the fastest alone is taken")
         return records
-    with RecordLog(job.log_of("autotvm"), out.warn) as log:
-        changed = log.annotate(attribute(times, job.tasks, finalists))
-    out.line(
-        f"finals    {len(changed)} configurations of {len(finalists)} tasks timed in the model"
-    )
+    tasks = len({one.key for one in changed.values()})
+    out.line(f"finals    {len(times)} configurations of {tasks} tasks timed in the model")
     return [changed.get(one.line, one) for one in records]
+
+
+def _said_already(_warning: str) -> None:
+    """The search said it when it opened the log."""
+
+
+def _played(finalists: Mapping[str, Sequence[Record]], model: str) -> bool:
+    """Whether there is nothing to compare, or all was compared in the model of that digest.
+
+    A layer none of whose finalists has a time beside layers that have cannot be timed: several
+    tasks share its label.
+    """
+    several = [line_up for line_up in finalists.values() if len(line_up) > 1]
+    known = [[one.in_model_of == model for one in line_up] for line_up in several]
+    timed = [one for one in known if any(one)]
+    return all(map(all, timed)) if timed else not several
+
+
+def _time(
+    job: Job, finalists: Mapping[str, Sequence[Record]], seed: int, out: Output
+) -> dict[str, float]:
+    """Seconds in the model by line."""
+    count = max(map(len, finalists.values()))
+    with folder_beside(job.artifact) as folder:
+        paths = [_build(job, finalists, number, count, folder, out) for number in range(count)]
+        with out.working(f"timing {count} builds kernel by kernel, by turns"):
+            times = time_in_model(paths, threads=job.threads, seed=seed)
+    for index in times.wrong:
+        out.warn(
+            f"the build of each layer's finalist {index + 1} computes something else than the "
+            "first: none of them is counted"
+        )
+    return times.seconds
 
 
 def _build(
@@ -72,44 +116,27 @@ def _build(
     folder: Path,
     out: Output,
 ) -> Path:
-    """The build whose layers have each its finalist of this number."""
+    """The build whose layers have each its finalist of this number, beginning anew where there
+    are fewer.
+
+    Raises:
+        DeviceError: it cannot be built.
+    """
     path = folder / f"finalists {number + 1}" / job.artifact.name
     with out.working(f"building the model with each layer's finalist {number + 1} of {count}"):
-        compile_model(
-            job.relay,
-            job.preset,
-            path,
-            info=job.info,
-            tasks=job.tasks,
-            best={key: line_up[number % len(line_up)] for key, line_up in finalists.items()},
-            linker=job.linker,
-        )
+        try:
+            compile_model(
+                job.relay,
+                job.preset,
+                path,
+                info=job.info,
+                tasks=job.tasks,
+                best={key: line_up[number % len(line_up)] for key, line_up in finalists.items()},
+                linker=job.linker,
+            )
+        except RuntimeError as error:  # TVM's; a Ctrl-C may come as one too
+            if isinstance(error, DeviceError) or carries_interrupt(error):
+                raise
+            why = f"the one of finalists {number + 1} cannot be built: {last_line(error)}"
+            raise DeviceError(why) from error
     return path
-
-
-def attribute(
-    timed: InModel, tasks: Sequence[Task], finalists: Mapping[str, Sequence[Record]]
-) -> dict[tuple[str, str, Config], float]:
-    """Seconds of one call in the model by a finalist's key, target and configuration.
-
-    Build ``i`` has each layer's finalist ``i``, beginning anew where there are fewer. Layers that
-    two tasks may be of are left out: nobody knows which of them a kernel is.
-    """
-    by_label: dict[str, list[Task]] = defaultdict(list)
-    for task in tasks:
-        by_label[task.label].append(task)
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, layer in enumerate(timed.layers):
-        own = by_label.get(layer.task or "", [])
-        if len(own) == 1:
-            places[own[0].key].append(place)
-    samples_s: dict[tuple[str, str, Config], list[float]] = defaultdict(list)
-    for key, line_up in finalists.items():
-        if not places[key]:
-            continue
-        for build, kernels_us in enumerate(timed.kernels_us):
-            record = line_up[build % len(line_up)]
-            mean_s = float(np.mean(kernels_us[places[key]])) * 1e-6
-            if np.isfinite(mean_s):
-                samples_s[record.key, record.target, record.config].append(mean_s)
-    return {identity: fmean(times) for identity, times in samples_s.items()}

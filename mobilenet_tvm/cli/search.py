@@ -12,7 +12,6 @@ from mobilenet_tvm import bench, targets, toolchain
 from mobilenet_tvm.bench.peak import measure_peak_gflops
 from mobilenet_tvm.cli.artifact import Job
 from mobilenet_tvm.cli.boards import Device
-from mobilenet_tvm.cli.finals import FINALISTS
 from mobilenet_tvm.cli.frame import Output
 from mobilenet_tvm.cli.options import parse_duration, positive
 from mobilenet_tvm.cli.transfer import (
@@ -82,15 +81,6 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         help="at most so many trials a task, earlier runs' included (default: "
         + ", ".join(f"{count} of {name}" for name, count in DEFAULT_TRIALS.items())
         + ")",
-    )
-    group.add_argument(
-        "--finalists",
-        type=positive,
-        default=FINALISTS,
-        metavar="N",
-        help="so many of each layer's fastest configurations are timed once more where they stand "
-        "in the model, after the search and where that is this machine's CPU; 1 leaves it out "
-        f"(default: {FINALISTS})",
     )
     group.add_argument(
         "--time-budget",

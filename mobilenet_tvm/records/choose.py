@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mobilenet_tvm.records.lines import Record
-from mobilenet_tvm.records.tasks import Config, Task
+from mobilenet_tvm.records.tasks import Task
 
 # How many times as fast as the default a configuration must be to replace it.
 CLEARLY = 1.02
@@ -25,26 +25,41 @@ WRONG_OUTPUT = 5
 def best_records(records: Iterable[Record]) -> dict[str, Record]:
     """The fastest successful record of each task, by the median of its repeats.
 
-    Where the fastest one alone was timed in the model too, it is the fastest there of those that
-    were: alone a kernel meets other caches and other neighbours. A configuration that once
-    computed something else is never the best, however often it was measured before and after.
+    Where the fastest one alone was timed in a model too, it is the fastest there of those that
+    were timed in the same model: alone a kernel meets other caches and other neighbours. A
+    configuration that once computed something else is never the best, however often it was
+    measured before and after.
     """
-    records = list(records)
-    wrong = wrong_outputs(records)
-    by_key: dict[str, list[tuple[float, Record]]] = {}
-    for record in records:
-        if record.cost_s is not None and (record.key, record.config) not in wrong:
-            by_key.setdefault(record.key, []).append((record.cost_s, record))
+    by_key: dict[str, list[Record]] = {}
+    for record in usable(list(records)):
+        if record.cost_s is not None:
+            by_key.setdefault(record.key, []).append(record)
     return {key: _best(found) for key, found in by_key.items()}
 
 
-def _best(found: Sequence[tuple[float, Record]]) -> Record:
-    """The best of some successful records of one task, each with its seconds alone."""
-    fastest = min(found, key=lambda entry: entry[0])[1]
-    if fastest.in_model_s is None:  # nobody knows it there, or it was found since
+def fastest_alone(records: Iterable[Record]) -> Record | None:
+    """The fastest successful record of one task in its own trials, whatever the model says."""
+    timed = [(record.cost_s, record) for record in records if record.cost_s is not None]
+    return min(timed, key=lambda entry: entry[0])[1] if timed else None
+
+
+def _best(found: Sequence[Record]) -> Record:
+    """The best of some successful records of one task."""
+    fastest = fastest_alone(found)
+    assert fastest is not None
+    timed = [one for one in found if one.in_model_s is not None]
+    # Which model, if any, this configuration was timed in; another copy of its line may say it.
+    of = next((one.in_model_of for one in timed if one.config == fastest.config), None)
+    if of is None:  # it was found since
         return fastest
-    timed = [(record.in_model_s, s, record) for s, record in found if record.in_model_s is not None]
-    return min(timed, key=lambda entry: entry[:2])[2]
+    return min((one for one in timed if one.in_model_of == of), key=_in_model_s)
+
+
+def _in_model_s(record: Record) -> tuple[float, float]:
+    """With the time alone, where two take equally long."""
+    assert record.in_model_s is not None
+    assert record.cost_s is not None
+    return record.in_model_s, record.cost_s
 
 
 def choose_records(
@@ -59,21 +74,19 @@ def choose_records(
     It is the fastest one measured for the task's target; but the untuned default, where that
     was measured too and nothing is ``clearly`` times as fast: a smaller difference is
     not repeatable in the model, where caches and neighbours decide; where both were timed there,
-    ``CLEARLY_IN_MODEL`` is enough. A default that takes hardly
-    longer than a GPU's launch (``launch_s``) stays, too. What was found to compute something
-    else, for whatever target, is never taken.
+    ``CLEARLY_IN_MODEL`` is enough. A default that takes hardly longer than a GPU's launch
+    (``launch_s``) stays, too. What was found to compute something else, for whatever target, is
+    never taken.
     """
-    wrong = wrong_outputs(records)
     by_task: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if (record.key, record.config) not in wrong:
-            by_task.setdefault((record.key, record.target), []).append(record)
+    for record in usable(records):
+        by_task.setdefault((record.key, record.target), []).append(record)
     chosen: dict[str, Record] = {}
     for task in tasks:
         known = by_task.get((task.key, task.target), [])
         best = best_records(known).get(task.key)
-        default = best_records(r for r in known if r.config == task.default).get(task.key)
         if best is not None:
+            default = comparable(best, [one for one in known if one.config == task.default])
             stays = default is not None and _hardly_slower(default, best, clearly, launch_s)
             chosen[task.key] = default if default is not None and stays else best
     return chosen
@@ -81,24 +94,36 @@ def choose_records(
 
 def gain(record: Record, over: Record) -> float | None:
     """How many times as fast a record is as another one of its task: in the model, where both
-    were timed there; None where one of them failed."""
-    if record.in_model_s is not None and over.in_model_s is not None:
-        return over.in_model_s / record.in_model_s
-    if record.cost_s is None or over.cost_s is None:
-        return None
-    return over.cost_s / record.cost_s
+    were timed in the same one; None where one of them failed."""
+    mine_s, its_s = record.cost_s, over.cost_s
+    if _in_one_model(record, over):
+        mine_s, its_s = record.in_model_s, over.in_model_s
+    return None if mine_s is None or its_s is None else its_s / mine_s
+
+
+def comparable(best: Record, records: Sequence[Record]) -> Record | None:
+    """One of several records of a configuration: timed in the model that ``best`` was, or else
+    the fastest alone."""
+    timed = [one for one in records if one.cost_s is not None and _in_one_model(one, best)]
+    return fastest_alone(timed or records)
+
+
+def _in_one_model(one: Record, other: Record) -> bool:
+    both = one.in_model_s is not None and other.in_model_s is not None
+    return both and one.in_model_of == other.in_model_of
 
 
 def _hardly_slower(default: Record, best: Record, clearly: float, launch_s: float) -> bool:
     """Whether the untuned default may stay."""
     if default.cost_s is not None and default.cost_s <= LAUNCH_BOUND * launch_s:
         return True
-    gained = gain(best, default)
-    if best.in_model_s is not None and default.in_model_s is not None:
+    if _in_one_model(best, default):
         clearly = min(clearly, CLEARLY_IN_MODEL)
+    gained = gain(best, default)
     return gained is not None and gained <= clearly
 
 
-def wrong_outputs(records: Iterable[Record]) -> set[tuple[str, Config]]:
-    """Keys and configurations of what was found to compute something else."""
-    return {(r.key, r.config) for r in records if r.error == WRONG_OUTPUT}
+def usable(records: Sequence[Record]) -> list[Record]:
+    """The records without the configurations that were found to compute something else."""
+    wrong = {(r.key, r.config) for r in records if r.error == WRONG_OUTPUT}
+    return [one for one in records if (one.key, one.config) not in wrong]

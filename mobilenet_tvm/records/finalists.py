@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mobilenet_tvm.records.choose import wrong_outputs
+from mobilenet_tvm.records.choose import usable
 from mobilenet_tvm.records.lines import Record
 from mobilenet_tvm.records.tasks import Config, Task
 
@@ -17,16 +17,15 @@ def find_finalists(
     tasks: Iterable[Task], records: Sequence[Record], limit: int
 ) -> dict[str, tuple[Record, ...]]:
     """At most ``limit`` records of different configurations for each of AutoTVM's tasks, by key.
+    The records are of the templates as they are today (``records.serving.current``).
 
     The fastest alone come first, as far as they are within ``NEAR`` of it. The untuned default
     is always one of them where it was measured and did not fail, for it may be the fastest of
     all in the model. Tasks without a successful record have no entry.
     """
-    wrong = wrong_outputs(records)
     by_task: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if (record.key, record.config) not in wrong:
-            by_task.setdefault((record.key, record.target), []).append(record)
+    for record in usable(records):
+        by_task.setdefault((record.key, record.target), []).append(record)
     found = {}
     for task in tasks:
         if task.searcher == "autotvm":

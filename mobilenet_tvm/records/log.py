@@ -21,7 +21,6 @@ import filelock
 from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.records.files import write_together
 from mobilenet_tvm.records.lines import Record, parse_line, with_in_model
-from mobilenet_tvm.records.tasks import Config
 
 
 def read_log(path: Path, warn: Callable[[str], None]) -> list[Record]:
@@ -149,29 +148,38 @@ class RecordLog:
         self.records.append(record)
         return record
 
-    def annotate(self, in_model_s: Mapping[tuple[str, str, Config], float]) -> Mapping[str, Record]:
-        """Add to the successful lines of AutoTVM what their kernels took in the model: the log is
-        written anew, whole or not at all, and all other lines stay as they are.
+    def annotate(self, in_model_s: Mapping[str, float], of: str) -> Mapping[str, Record]:
+        """Add to lines of AutoTVM what their kernels took in a model. Other lines of the same
+        tasks lose what an earlier final said, for those times were of another hour. The log is
+        written anew, whole or not at all; what is no record in it stays as it is.
 
         Args:
-            in_model_s: seconds by a record's ``key``, ``target`` and ``config``.
+            in_model_s: seconds by line, as ``records`` has them.
+            of: the model's digest.
 
         Returns:
-            The new records, by the lines that they had before.
+            The records that have changed, by the lines that they had before.
 
         Raises:
             DeviceError: the disk is full or failed; the log is as it was.
         """
+        played = {(one.key, one.target) for one in self.records if one.line in in_model_s}
         changed: dict[str, Record] = {}
         for one in self.records:
-            seconds = in_model_s.get((one.key, one.target, one.config))
-            if seconds is not None and one.cost_s is not None:
-                changed[one.line] = with_in_model(one, seconds)
+            seconds = in_model_s.get(one.line)
+            if (one.key, one.target) in played:
+                new = with_in_model(one, seconds, of if seconds is not None else "")
+                if new is not one:
+                    changed[one.line] = new
         if not changed:
             return changed
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        new = (changed[line].line if line in changed else line for line in lines)
-        write_together({self.path: "\n".join(new).encode()})
+        new_lines = {old.encode(): new.line.encode() for old, new in changed.items()}
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise DeviceError(f"cannot read {self.path}: {error.strerror}") from None
+        lines = [new_lines.get(line.rstrip(b"\r"), line) for line in lines]
+        write_together({self.path.resolve(): b"\n".join(lines)})
         self.records = [changed.get(one.line, one) for one in self.records]
         return changed
 

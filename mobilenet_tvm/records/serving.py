@@ -19,6 +19,7 @@ from mobilenet_tvm.records.choose import (
     WRONG_OUTPUT,
     best_records,
     choose_records,
+    comparable,
     gain,
 )
 from mobilenet_tvm.records.lines import Record, autotvm_task, parse_line
@@ -147,7 +148,7 @@ class _Source:
         """How many times as fast as the untuned default the best record of a shape is; None where
         the default was not measured."""
         shape = [one for one in self._by_target[best.target] if one.key == best.key]
-        default = best_records(one for one in shape if is_default(one)).get(best.key)
+        default = comparable(best, [one for one in shape if is_default(one)])
         return None if default is None else gain(best, default)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +16,74 @@ from mobilenet_tvm.bench.in_model import time_in_model
 from mobilenet_tvm.build.compile import compile_model
 from mobilenet_tvm.build.manifest import ModelInfo
 from mobilenet_tvm.errors import DeviceError
+from mobilenet_tvm.frontend import RelayModel
+from mobilenet_tvm.records import Record, Task, extract_tasks, parse_line
+from mobilenet_tvm.search import AutoTvmSearcher, Trial
 from mobilenet_tvm.targets import resolve
 
 
-def build(folder: Path, name: str, *, seed: int = 0, schedules: Any = "ours", **model: Any) -> Path:
-    proto = zoo.build("mobilenet_v1", alpha=0.25, resolution=32, classes=10, seed=seed, **model)
-    source = frontend.from_proto(proto, "v1")
-    path = folder / name / "v1.so"
-    relay = frontend.to_relay(frontend.clean(source))
-    info = ModelInfo("net", source.digest)
-    compile_model(relay, resolve("x86"), path, info=info, schedules=schedules)
-    return path
+@dataclass(frozen=True, eq=False)  # hashable by identity
+class Net:
+    """A model, its tasks, and builds of it."""
+
+    relay: RelayModel
+    tasks: tuple[Task, ...]
+    folder: Path
+
+    @functools.cache  # noqa: B019  (a line has the time of day in it)
+    def lines(self, candidate: int) -> dict[str, Record]:
+        """A record of each task: its candidate of that number, or the last one it has."""
+        found = {}
+        for task in self.tasks:
+            config = task.candidates[min(candidate, len(task.candidates) - 1)]
+            line = AutoTvmSearcher(task, trials=1, seed=0).record_line(Trial(config, (1.0,)))
+            found[task.key] = parse_line(line)
+        return found
+
+    def build(self, name: str, candidate: int, **options: Any) -> Path:
+        path = self.folder / name / "net.so"
+        compile_model(
+            options.pop("relay", self.relay),
+            resolve("x86"),
+            path,
+            info=ModelInfo("net", "sha256:0"),
+            tasks=self.tasks,
+            best=self.lines(candidate),
+            **options,
+        )
+        return path
+
+
+def imported(seed: int = 0) -> RelayModel:
+    proto = zoo.build("mobilenet_v1", alpha=0.25, resolution=32, classes=10, seed=seed)
+    return frontend.to_relay(frontend.clean(frontend.from_proto(proto, "v1")))
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("builds")
-    return {"first": build(folder, "first"), "wrong": build(folder, "wrong", seed=1)}
+def net(tmp_path_factory: pytest.TempPathFactory) -> Net:
+    relay = imported()
+    tasks = extract_tasks(relay.module, resolve("x86"))
+    return Net(relay, tasks, tmp_path_factory.mktemp("builds"))
 
 
-def test_every_kernel_is_timed_and_a_build_that_differs_is_not(
-    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def first(net: Net) -> Path:
+    return net.build("first", 0)
+
+
+def test_each_line_has_the_time_of_the_kernels_that_it_schedules(
+    net: Net, first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(in_model, "_ROUND_MS", 5.0)
-    timed = time_in_model([paths["first"], paths["wrong"], paths["first"]], threads=1, rounds=2)
-    labels = [layer.task for layer in timed.layers if layer.task is not None]
-    assert labels[0].startswith("conv 3x3/2 3->8")
-    assert len(labels) == 28
-    first, wrong, again = timed.kernels_us
-    assert first.shape == again.shape == (len(timed.layers),)
-    assert (first > 0).all()
-    assert np.isfinite(again).all()
-    assert np.isinf(wrong).all()
+    paths = [first, net.build("second", 1)]
+    # The same schedules, but other weights: what they compute is wrong.
+    paths.append(net.build("wrong", 2, relay=imported(seed=1)))
+    times = time_in_model(paths, threads=1, rounds=2)
+    wanted = {one.line for number in (0, 1) for one in net.lines(number).values()}
+    assert set(times.seconds) == wanted
+    assert len(wanted) > len(net.tasks)
+    assert all(0 < seconds < 1e-3 for seconds in times.seconds.values())
+    assert times.wrong == (2,)
 
 
 def test_times_are_compared_within_a_round() -> None:
@@ -55,7 +93,7 @@ def test_times_are_compared_within_a_round() -> None:
     assert paired == pytest.approx(np.array([[10.0, 1.0], [11.0, 0.9]]))
 
 
-def test_builds_with_other_kernels_are_refused(paths: dict[str, Path], tmp_path: Path) -> None:
-    stock = build(tmp_path, "stock", schedules="stock")
+def test_builds_with_other_kernels_are_refused(net: Net, first: Path) -> None:
+    paths = [first, net.build("stock", 0, schedules="stock")]
     with pytest.raises(DeviceError, match="different kernels"):
-        time_in_model([paths["first"], stock], threads=1)
+        time_in_model(paths, threads=1)

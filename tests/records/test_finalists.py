@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
-from mobilenet_tvm.records import Record, Task, best_records, choose_records
+from mobilenet_tvm.records import Record, Task, best_records, choose_records, parse_line
 from mobilenet_tvm.records.choose import CLEARLY, CLEARLY_IN_MODEL, gain
 from mobilenet_tvm.records.finalists import NEAR, find_finalists
+from mobilenet_tvm.records.lines import with_in_model
 from mobilenet_tvm.records.merge import distil_records, merge_records
+from mobilenet_tvm.search import Failure
 
 
 def record(
-    task: Task, config: int | None, cost_s: float | None, in_model_s: float | None = None
+    task: Task,
+    config: int | None,
+    cost_s: float | None,
+    in_model_s: float | None = None,
+    of: str = "net",
 ) -> Record:
     assert config is not None
-    error = 0 if cost_s else 4
     return Record(
-        task.key, config, cost_s, error, "", str(task.handle.target), in_model_s=in_model_s
+        task.key,
+        config,
+        cost_s,
+        0 if cost_s else 4,
+        "",
+        str(task.handle.target),
+        in_model_s=in_model_s,
+        in_model_of="" if in_model_s is None else of,
     )
 
 
@@ -80,17 +93,43 @@ def test_the_default_stays_if_it_is_as_good_in_the_model(task: Task, others: lis
     assert choose_records([task], [other, default])[task.key] is other
 
 
+def test_times_of_two_models_are_not_compared(task: Task, others: list[int]) -> None:
+    mine = [record(task, others[0], 1.0, 20.0), record(task, task.default, 1.2, 21.0)]
+    its = [
+        record(task, others[1], 1.1, 5.0, "other"),
+        record(task, task.default, 1.1, 6.0, "other"),
+    ]
+    for records in ([*mine, *its], [*its, *mine]):
+        assert best_records(records)[task.key] is mine[0]
+        assert choose_records([task], records)[task.key] is mine[0]
+
+
+def test_a_copy_of_the_line_without_a_time_does_not_hide_it(task: Task, others: list[int]) -> None:
+    timed = [record(task, others[0], 1.0, 3.0), record(task, others[1], 1.1, 2.0)]
+    copy = record(task, others[0], 1.0)
+    assert best_records([copy, *timed])[task.key] is timed[1]
+
+
 def test_a_gain_is_of_times_that_compare(task: Task, others: list[int]) -> None:
     one, two = record(task, others[0], 1.0, 4.0), record(task, others[1], 2.0, 6.0)
     assert gain(one, over=two) == 1.5
     assert gain(one, over=dataclasses.replace(two, in_model_s=None)) == 2.0
+    assert gain(one, over=dataclasses.replace(two, in_model_of="other")) == 2.0
     assert gain(one, over=record(task, others[2], None)) is None
 
 
-def test_merged_and_distilled_logs_keep_it(task: Task, others: list[int]) -> None:
-    known = record(task, others[0], 1.1, 2.0)
-    again = record(task, others[0], 1.0)
-    faster = record(task, others[1], 1.0, 3.0)
-    assert merge_records([again, known, faster]) == [known, faster]
-    assert merge_records([known, again, faster]) == [known, faster]
-    assert distil_records([faster, known]) == [known]
+def test_a_merged_log_keeps_the_times(line: Callable[..., str]) -> None:
+    slower, faster = parse_line(line(1, 0, 1.1)), parse_line(line(1, 0, 1.0))
+    timed = with_in_model(slower, 2.0, "net")
+    for records in ([timed, faster], [faster, timed]):
+        (kept,) = merge_records(records)
+        assert (kept.cost_s, kept.in_model_s, kept.in_model_of) == (1.0, 2.0, "net")
+    (kept,) = merge_records([with_in_model(faster, 3.0, "other"), timed])
+    assert (kept.cost_s, kept.in_model_s, kept.in_model_of) == (1.0, 3.0, "other")
+    failed = parse_line(line(1, 0, failure=Failure.RUN_ERROR))
+    assert merge_records([failed, timed]) == [timed]
+
+
+def test_a_distilled_log_has_the_winner(task: Task, others: list[int]) -> None:
+    fast, winner = record(task, others[1], 1.0, 3.0), record(task, others[0], 1.1, 2.0)
+    assert distil_records([fast, winner]) == [winner]
