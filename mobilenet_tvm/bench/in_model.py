@@ -134,7 +134,8 @@ def _paired(medians_us: _Times) -> _Times:
     slow was slow for all builds, so they are compared within it."""
     in_round = medians_us.mean(axis=0, keepdims=True)
     share: _Times = np.median(medians_us / in_round, axis=1)
-    return share * np.median(in_round[0], axis=0)
+    typical_us: _Times = np.median(in_round[0], axis=0)
+    return share * typical_us
 
 
 def _by_line(
