@@ -3,10 +3,10 @@
     MOBILENET_TVM_PEERS=~/peers/bin/python .venv/bin/python benchmarks/peers.py [ARTIFACT.so ...]
         [--models v1-1.0-224,...] [--threads 1,2] [--rounds 20] [--tvm-logs DIR] [--no-write]
 
-Without artifacts six models of the zoo are compiled first, as ``compile`` does it by default. Each
-is one ``bench --against all --json``, as a user runs it; one section of RESULTS.md holds all of
-them. Leave the machine alone meanwhile (about 2 minutes a model): the quiet-machine figure in the
-result says whether it was.
+Without artifacts six models of the zoo are compiled first, for each number of threads as
+``compile --threads`` does it. Each is one ``bench --against all --json``, as a user runs it; one
+section of RESULTS.md holds all of them. Leave the machine alone meanwhile (about 3 minutes a
+model): the quiet-machine figure in the result says whether it was.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ MODELS = {
     "v3-large": ("mobilenet_v3_large",),
     "v3-small": ("mobilenet_v3_small",),
 }
+# Of what ``bench --json`` says, what is a list with entries of one number of threads.
+_LISTS = (
+    *("timings", "ratios", "best_f32_peers", "noise", "agreements", "absent", "peers", "f32_peers"),
+    "warnings",
+)
 TITLE = "Against other runtimes on x86, fp32, batch 1"
 
 
@@ -45,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-write", action="store_true", help="print the section only")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        artifacts = args.artifacts or [
-            compiled(name, Path(folder)) for name in args.models.split(",")
-        ]
-        results = [(path.stem, measured(path, args)) for path in artifacts]
+        if args.artifacts:
+            results = [(path.stem, measured(path, args.threads, args)) for path in args.artifacts]
+        else:
+            results = [of_model(name, args, Path(folder)) for name in args.models.split(",")]
     command = f"python benchmarks/peers.py {' '.join(sys.argv[1:] if argv is None else argv)}"
     text = section(results, command.strip())
     print(text)
@@ -56,21 +61,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         write(TITLE, text)
 
 
-def compiled(name: str, folder: Path) -> Path:
+def of_model(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name and the result of one of ``MODELS``, compiled for each number of threads."""
+    parts = []
+    for threads in args.threads.split(","):
+        artifact = compiled(name, threads, folder)
+        parts.append(measured(artifact, threads, args))
+    return artifact.stem.partition(".x86")[0], joined(parts)
+
+
+def compiled(name: str, threads: str, folder: Path) -> Path:
     """The artifact of one of ``MODELS``."""
     model, *options = MODELS[name]
     verb = ["mobilenet_tvm.compile", "--target", "x86", "--model", model, *options]
-    payload = run([*verb, "--json", "-o", str(folder / name)])
-    return Path(payload["artifact"])
+    verb += ["--threads", threads, "--json", "-o", str(folder / name / threads)]
+    return Path(run(verb)["artifact"])
 
 
-def measured(artifact: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measured(artifact: Path, threads: str, args: argparse.Namespace) -> dict[str, Any]:
     """What ``bench --json`` says."""
     verb = ["mobilenet_tvm.bench", str(artifact), "--against", args.against]
-    verb += ["--threads", args.threads, "--rounds", args.rounds, "--json"]
+    verb += ["--threads", threads, "--rounds", args.rounds, "--json"]
     if args.tvm_logs is not None:
         verb += ["--tvm-logs", args.tvm_logs]
     return run(verb)
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The results of one model at one number of threads each, as one of all of them."""
+    together = dict(parts[0])
+    for part in parts[1:]:
+        for field in _LISTS:
+            known = together[field]
+            together[field] = known + [one for one in part[field] if one not in known]
+    return together
 
 
 def run(verb: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from mobilenet_tvm.cli.boards import (
     check_device_options,
     measuring_device,
 )
+from mobilenet_tvm.cli.finals import add_finals_options, play_finals
 from mobilenet_tvm.cli.frame import Output, VerbFailedError, run_verb
 from mobilenet_tvm.cli.options import positive
 from mobilenet_tvm.cli.search import add_search_options, search, searchers
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     artifact.add_artifact_options(parser)
     add_search_options(parser)
+    add_finals_options(parser)
     add_device_options(parser)
     measuring = parser.add_argument_group("measurement at the end")
     measuring.add_argument("--no-bench", action="store_true", help="skip it")
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     with measuring_device(args, job, out) as device:
         job = dataclasses.replace(job, device=device)
         records, summary = search(job, device, args, out)
+        records = play_finals(job, records, args, out)
         job = artifact.with_stock_tasks(job, records)
         logs = [str(job.log_of(name)) for name in names]
         searched = {

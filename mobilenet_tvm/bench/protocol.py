@@ -97,16 +97,19 @@ class Measured(msgspec.Struct, frozen=True, tag=True):
 
 class Walk(msgspec.Struct, frozen=True, tag=True):
     """Run ``warmup`` inferences, then ``inferences`` timed ones, both ways: as the executor does,
-    and kernel by kernel, which comes first with ``kernels_first``. Answered by ``Walked``."""
+    and kernel by kernel, which comes first with ``kernels_first``, or this alone with
+    ``kernels_only``. Answered by ``Walked``."""
 
     inferences: int
     warmup: int
     kernels_first: bool = False
+    kernels_only: bool = False
 
 
 class Walked(msgspec.Struct, frozen=True, tag=True):
     """Microseconds: ``kernels_us`` is ``[inferences, kernels]``, ``inference_us``
-    ``[inferences]``, ``launch_us`` of threads that do nothing, None where that is not known."""
+    ``[inferences]`` (none with ``kernels_only``), ``launch_us`` of threads that do nothing, None
+    where that is not known."""
 
     kernels_us: Array
     inference_us: Array

@@ -288,7 +288,9 @@ def _cost_s(tasks: Sequence[Task], best: Mapping[str, Record]) -> float:
         record = best.get(task.key)
         if record is None or record.cost_s is None:
             return math.inf
-        total_s += task.weight * record.cost_s
+        # What won in the model may be slow alone, and Ansor's were not timed there.
+        in_model_s = math.inf if record.in_model_s is None else record.in_model_s
+        total_s += task.weight * min(record.cost_s, in_model_s)
     calls = sum(task.weight for task in tasks)
     return total_s / calls if calls else math.inf
 

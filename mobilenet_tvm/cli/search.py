@@ -40,7 +40,7 @@ from mobilenet_tvm.records import (
     write_run,
     write_workloads,
 )
-from mobilenet_tvm.records.lines import trial_seconds
+from mobilenet_tvm.records.lines import trial_seconds, with_in_model
 from mobilenet_tvm.records.serving import current
 from mobilenet_tvm.search import (
     AnsorSearcher,
@@ -337,7 +337,7 @@ def _adopt(
         for record in current(tasks, one.records):
             new = (record.key, record.config) not in have
             if new and (record.key, record.target) in keys:
-                log.append(record.line)
+                log.append(with_in_model(record, None).line)  # that was another model
                 have.add((record.key, record.config))
                 adopted += 1
     if adopted:

@@ -35,6 +35,10 @@ class Record:
         line: the record line as it stands in the log, without its newline.
         target: TVM's target string that it was measured for.
         searcher: whose line it is.
+        in_model_s: seconds of one call where the layer stands in a model, its epilogue with it;
+            None where it was not timed there. AutoTVM's lines alone have it, in a field of ours
+            that TVM passes over.
+        in_model_of: that model's digest. Times of different models do not compare.
     """
 
     key: str
@@ -44,6 +48,8 @@ class Record:
     line: str
     target: str = ""
     searcher: SearcherName = "autotvm"
+    in_model_s: float | None = None
+    in_model_of: str = ""
 
 
 _Error = Annotated[int, msgspec.Meta(ge=0, le=8)]
@@ -60,11 +66,17 @@ class _Config(msgspec.Struct, frozen=True):
     entity: list[Knob]
 
 
+class _InModel(msgspec.Struct, frozen=True):
+    seconds: Annotated[float, msgspec.Meta(gt=0)]
+    of: _Text
+
+
 class _AutoTvmLine(msgspec.Struct, frozen=True):
     # Target, template, its arguments, keyword arguments that TVM never uses.
     input: tuple[_Text, _Text, list[Any], dict[str, Any]]
     config: _Config
     result: _Result
+    in_model: _InModel | None = None
 
 
 _HardwareParams = tuple[int, int, int, int, int, int, int, int]
@@ -112,6 +124,7 @@ def parse_line(line: str) -> Record:
 def _read_autotvm(line: str) -> Record:
     fields = _autotvm_of.decode(line)
     target, template, arguments, _ = fields.input
+    in_model = fields.in_model
     return Record(
         key=workload_key((template, *_hashable(arguments))),
         config=fields.config.index,
@@ -119,7 +132,21 @@ def _read_autotvm(line: str) -> Record:
         error=fields.result[1],
         line=line,
         target=target_text(target),
+        in_model_s=None if in_model is None else in_model.seconds,
+        in_model_of="" if in_model is None else in_model.of,
     )
+
+
+def with_in_model(record: Record, seconds: float | None, of: str = "") -> Record:
+    """An AutoTVM record with the seconds that its kernel took in the model whose digest ``of`` is,
+    or without any."""
+    if (record.in_model_s, record.in_model_of) == (seconds, of):
+        return record
+    fields = json.loads(record.line)
+    fields.pop("in_model", None)
+    if seconds is not None:
+        fields["in_model"] = {"seconds": seconds, "of": of}
+    return parse_line(json.dumps(fields))
 
 
 def _read_ansor(line: str) -> Record:

@@ -3,7 +3,8 @@
 A line is what AutoTVM or Ansor writes (see ``records.lines``), so stock TVM and tvmc read the
 file as it is. One file holds lines of one searcher: neither of TVM's readers takes the other's.
 A line is written with one ``write``: a killed run leaves at most its last line cut short,
-which the next run drops with a warning; a full disk takes the cut line back at once.
+which the next run drops with a warning; a full disk takes the cut line back at once. Only what
+the end of a run adds to some lines (``RecordLog.annotate``) has the file written anew.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import filelock
 
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.records.lines import Record, parse_line
+from mobilenet_tvm.records.files import write_together
+from mobilenet_tvm.records.lines import Record, parse_line, with_in_model
 
 
 def read_log(path: Path, warn: Callable[[str], None]) -> list[Record]:
@@ -145,6 +147,41 @@ class RecordLog:
             ) from None
         self.records.append(record)
         return record
+
+    def annotate(self, in_model_s: Mapping[str, float], of: str) -> Mapping[str, Record]:
+        """Add to lines of AutoTVM what their kernels took in a model. Other lines of the same
+        tasks lose what an earlier final said, for those times were of another hour. The log is
+        written anew, whole or not at all; what is no record in it stays as it is.
+
+        Args:
+            in_model_s: seconds by line, as ``records`` has them.
+            of: the model's digest.
+
+        Returns:
+            The records that have changed, by the lines that they had before.
+
+        Raises:
+            DeviceError: the disk is full or failed; the log is as it was.
+        """
+        played = {(one.key, one.target) for one in self.records if one.line in in_model_s}
+        changed: dict[str, Record] = {}
+        for one in self.records:
+            seconds = in_model_s.get(one.line)
+            if (one.key, one.target) in played:
+                new = with_in_model(one, seconds, of if seconds is not None else "")
+                if new is not one:
+                    changed[one.line] = new
+        if not changed:
+            return changed
+        new_lines = {old.encode(): new.line.encode() for old, new in changed.items()}
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise DeviceError(f"cannot read {self.path}: {error.strerror}") from None
+        lines = [new_lines.get(line.rstrip(b"\r"), line) for line in lines]
+        write_together({self.path.resolve(): b"\n".join(lines)})
+        self.records = [changed.get(one.line, one) for one in self.records]
+        return changed
 
 
 def _write_whole(descriptor: int, data: bytes) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records.choose import WRONG_OUTPUT, best_records
 from mobilenet_tvm.records.files import write_together
-from mobilenet_tvm.records.lines import Record
+from mobilenet_tvm.records.lines import Record, with_in_model
 from mobilenet_tvm.records.log import log_digest_text, read_log
 from mobilenet_tvm.records.nearest import is_default
 from mobilenet_tvm.records.runfile import RunInfo, read_run, run_bytes, run_path
@@ -95,16 +95,26 @@ def one_searcher(logs: Iterable[Log], output: Path) -> SearcherName:
 def merge_records(records: Iterable[Record]) -> list[Record]:
     """One record of each configuration, in the order they first came.
 
-    Of several the fastest stays; a failure only where there is no success, and a wrong output
-    always, so that the configuration stays barred.
+    Of several the fastest stays, with what another one took in the model where it was not timed
+    there itself; a failure only where there is no success, and a wrong output always, so that the
+    configuration stays barred.
     """
     kept: dict[tuple[object, ...], Record] = {}
     for record in records:
         identity = (record.searcher, record.key, record.target, record.config)
         known = kept.get(identity)
-        if known is None or _rank(record) < _rank(known):
+        if known is None:
             kept[identity] = record
+        else:
+            first, second = sorted((known, record), key=_rank)
+            kept[identity] = _with_time_of(first, second)
     return list(kept.values())
+
+
+def _with_time_of(record: Record, other: Record) -> Record:
+    if None in (record.cost_s, other.in_model_s) or record.in_model_s is not None:
+        return record
+    return with_in_model(record, other.in_model_s, other.in_model_of)
 
 
 def _rank(record: Record) -> tuple[int, float]:

@@ -14,7 +14,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mobilenet_tvm import toolchain
-from mobilenet_tvm.records.choose import CLEARLY, WRONG_OUTPUT, best_records, choose_records
+from mobilenet_tvm.records.choose import (
+    CLEARLY,
+    WRONG_OUTPUT,
+    best_records,
+    choose_records,
+    comparable,
+    gain,
+)
 from mobilenet_tvm.records.lines import Record, autotvm_task, parse_line
 from mobilenet_tvm.records.nearest import fits, is_default, nearest_config, nearest_records
 from mobilenet_tvm.records.tasks import Config, Task
@@ -141,10 +148,8 @@ class _Source:
         """How many times as fast as the untuned default the best record of a shape is; None where
         the default was not measured."""
         shape = [one for one in self._by_target[best.target] if one.key == best.key]
-        default = best_records(one for one in shape if is_default(one)).get(best.key)
-        if default is None or default.cost_s is None or best.cost_s is None:
-            return None
-        return default.cost_s / best.cost_s
+        default = comparable(best, [one for one in shape if is_default(one)])
+        return None if default is None else gain(best, default)
 
 
 def _carried(task: Task, source: Record, config: int) -> Record:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mobilenet_tvm.records.choose import best_records
+from mobilenet_tvm.records.choose import fastest_alone, usable
 from mobilenet_tvm.records.lines import Record, autotvm_task
 from mobilenet_tvm.records.tasks import SearcherName, template_label
 
@@ -62,7 +62,7 @@ def summarise(
         by_task.setdefault((record.key, record.target), []).append(record)
     stats = []
     for (key, target), found in by_task.items():
-        best = best_records(found).get(key)
+        best = fastest_alone(usable(found))
         stats.append(
             TaskStats(
                 key=key,

@@ -91,26 +91,36 @@ def test_the_section_holds_what_a_figure_needs(
 
     def run(command: Sequence[str], **options: Any) -> Any:
         commands.append(list(command))
-        is_bench = "mobilenet_tvm.bench" in command
-        payload = RESULT.as_dict() if is_bench else {"artifact": f"{command[-1]}/net.so"}
+        payload: Any = {"artifact": f"{command[-1]}/net.so"}
+        if "mobilenet_tvm.bench" in command:
+            asked = [int(text) for text in command[command.index("--threads") + 1].split(",")]
+            payload = {
+                field: [one for one in value if one.get("threads") in (None, *asked)]
+                if isinstance(value, list) and value and isinstance(value[0], dict)
+                else value
+                for field, value in json.loads(json.dumps(RESULT.as_dict())).items()
+            }
         return subprocess.CompletedProcess(command, 0, json.dumps(payload))
 
     written: list[tuple[str, str]] = []
     monkeypatch.setattr(script.subprocess, "run", run)
     monkeypatch.setattr(script, "write", lambda title, text: written.append((title, text)))
     script.main(["--models", "v3-small", "--rounds", "4", "--tvm-logs", "stock"])
-    compiled, measured = commands
-    assert compiled[1:7] == [
-        *("-m", "mobilenet_tvm.compile", "--target", "x86", "--model", "mobilenet_v3_small")
-    ]
-    assert measured[1:3] == ["-m", "mobilenet_tvm.bench"]
-    assert measured[4:] == [
-        *("--against", "all", "--threads", "1,2", "--rounds", "4", "--json", "--tvm-logs", "stock")
-    ]
+    assert len(commands) == 4
+    for threads, compiled, measured in zip("12", commands[::2], commands[1::2], strict=True):
+        assert compiled[1:9] == [
+            *("-m", "mobilenet_tvm.compile", "--target", "x86", "--model", "mobilenet_v3_small"),
+            *("--threads", threads),
+        ]
+        assert measured[1:3] == ["-m", "mobilenet_tvm.bench"]
+        assert measured[3] == f"{compiled[-1]}/net.so"
+        assert measured[4:10] == ["--against", "all", "--threads", threads, "--rounds", "4"]
+        assert measured[10:] == ["--json", "--tvm-logs", "stock"]
     ((title, text),) = written
     assert title == script.TITLE
     assert "`python benchmarks/peers.py --models v3-small --rounds 4 --tvm-logs stock`" in text
     assert "a machine; measured FMA peak 117.0 GFLOP/s a core. 4 alternating rounds" in text
+    assert text.count("MNN is absent") == 1
     assert "| net | 1 | 10.000 | 85% | good | 11.000 | 1.10x (1.08-1.12) |" in text
     assert "| net | 2 | 5.000 | 85% | ort | 6.500 | 1.30x (1.28-1.32) |" in text
     assert "| net | 1 | ours | 10.000 | 9.000-11.000 | 1 |" in text

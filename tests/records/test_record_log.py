@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.records import RecordLog, Task, best_records, read_log
+from mobilenet_tvm.records import RecordLog, Task, best_records, files, parse_line, read_log
+from mobilenet_tvm.records.lines import with_in_model
 from mobilenet_tvm.search import Failure
 
 Line = Callable[..., str]
@@ -278,3 +280,80 @@ def test_stock_tvm_finds_the_best_record_of_every_task(
                 found = context.query(task.handle.target, task.handle.workload)
             assert not found.is_fallback
             assert found.index == task.candidates[1]
+
+
+class TestAnnotate:
+    def test_only_the_lines_of_that_trial_change(self, log_path: Path, line: Line) -> None:
+        lines = [line(0, 1, 3e-6), line(0, 1, failure=Failure.RUN_TIMEOUT), line(2, 0, 1e-6)]
+        strange = [b"# a comment", b"nonsense \xff", b""]
+        write(log_path, lines[0] + "\n", *(one + b"\n" for one in strange))
+        write(log_path, log_path.read_bytes(), lines[1] + "\r\n", lines[2] + "\n")
+        warned: list[str] = []
+        with RecordLog(log_path, warned.append) as log:
+            changed = log.annotate({lines[0]: 4e-6}, "net")
+            assert [one.in_model_s for one in log.records] == [4e-6, None, None]
+            assert changed == {lines[0]: log.records[0]}
+        assert len(warned) == 1
+        now = log_path.read_bytes().split(b"\n")
+        assert now[1:4] == strange
+        assert now[4:] == [lines[1].encode() + b"\r", lines[2].encode(), b""]
+        again = read_log(log_path, warned.append)
+        assert again[0] == log.records[0]
+        assert (again[0].cost_s, again[0].in_model_of) == (3e-6, "net")
+
+    def test_times_of_an_earlier_final_of_the_task_go(self, log_path: Path, line: Line) -> None:
+        lines = [line(0, 1, 3e-6), line(0, 2, 4e-6), line(2, 0, 1e-6)]
+        write(log_path, *(text + "\n" for text in lines))
+        with RecordLog(log_path, fail_on_warning) as log:
+            log.annotate(dict.fromkeys(lines, 5e-6), "net")
+            first, second, other = log.records
+            changed = log.annotate({first.line: 6e-6}, "net")
+            assert set(changed) == {first.line, second.line}
+            assert [one.in_model_s for one in log.records] == [6e-6, None, 5e-6]
+            assert log.records[2] is other
+            assert log.annotate({}, "net") == {}
+        assert read_log(log_path, fail_on_warning) == log.records
+
+    def test_a_link_to_a_log_stays_one(self, log_path: Path, line: Line) -> None:
+        elsewhere = log_path.parent.parent / "elsewhere.autotvm.jsonl"
+        write(elsewhere, line(0, 1, 3e-6), "\n")
+        log_path.parent.mkdir(parents=True)
+        log_path.symlink_to(elsewhere)
+        with RecordLog(log_path, fail_on_warning) as log:
+            log.annotate({log.records[0].line: 4e-6}, "net")
+        assert log_path.is_symlink()
+        assert read_log(elsewhere, fail_on_warning)[0].in_model_s == 4e-6
+
+    def test_tvm_reads_the_line_as_before(self, line: Line) -> None:
+        from tvm.autotvm.record import decode
+
+        record = parse_line(line(0, 1, 3e-6, 1e-6))
+        annotated = with_in_model(record, 4e-6, "net")
+        assert json.loads(annotated.line)["in_model"] == {"seconds": 4e-6, "of": "net"}
+        for before, after in zip(decode(record.line), decode(annotated.line), strict=True):
+            assert str(before) == str(after)
+        plain = with_in_model(annotated, None)
+        assert (plain.in_model_s, plain.in_model_of) == (None, "")
+        assert json.loads(plain.line) == json.loads(record.line)
+
+    def test_no_time_is_no_record(self, line: Line) -> None:
+        record = parse_line(line(0, 1, 3e-6))
+        for seconds in (0.0, -1.0, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match=r"in_model|JSON"):
+                with_in_model(record, seconds, "net")
+
+    def test_a_full_disk_leaves_the_log(
+        self, log_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = write(log_path, line(0, 1, 3e-6), "\n")
+
+        def full(_descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(files.os, "fsync", full)
+        with RecordLog(log_path, fail_on_warning) as log:
+            first = log.records[0]
+            with pytest.raises(DeviceError, match="what was there is kept"):
+                log.annotate({first.line: 4e-6}, "net")
+            assert log.records == [first]
+        assert log_path.read_bytes() == before
