@@ -27,7 +27,8 @@ SYMBOLS: Final = frozenset(
     [
         *("pthread_create", "pthread_join", "pthread_sigmask", "sigfillset", "sched_yield"),
         *("syscall", "getpid", "getenv", "strtol", "clock_gettime"),
-        *("open", "read", "close", "snprintf"),
+        *("open", "read", "close", "snprintf", "strtoll"),
+        *("strcmp", "strlen", "strncmp", "strrchr", "strsep", "strstr"),
     ]
 )
 _SOURCE: Final = Path(__file__).with_name("c") / "pool.c"

@@ -6,6 +6,7 @@ it was.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.records.choose import WRONG_OUTPUT, best_records
 from mobilenet_tvm.records.files import write_together
-from mobilenet_tvm.records.lines import Record, with_in_model
+from mobilenet_tvm.records.lines import Record, autotvm_knobs, with_in_model
 from mobilenet_tvm.records.log import log_digest_text, read_log
 from mobilenet_tvm.records.nearest import is_default
 from mobilenet_tvm.records.runfile import RunInfo, read_run, run_bytes, run_path
@@ -101,7 +102,7 @@ def merge_records(records: Iterable[Record]) -> list[Record]:
     """
     kept: dict[tuple[object, ...], Record] = {}
     for record in records:
-        identity = (record.searcher, record.key, record.target, record.config)
+        identity = (record.searcher, record.key, record.target, record.config, _knobs(record))
         known = kept.get(identity)
         if known is None:
             kept[identity] = record
@@ -109,6 +110,11 @@ def merge_records(records: Iterable[Record]) -> list[Record]:
             first, second = sorted((known, record), key=_rank)
             kept[identity] = _with_time_of(first, second)
     return list(kept.values())
+
+
+def _knobs(record: Record) -> str:
+    """What tells records of two versions of a template apart, where one index means two things."""
+    return json.dumps(autotvm_knobs(record)) if record.searcher == "autotvm" else ""
 
 
 def _with_time_of(record: Record, other: Record) -> Record:

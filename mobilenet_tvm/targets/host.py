@@ -61,9 +61,42 @@ def missing_features(needed: Iterable[str]) -> tuple[str, ...]:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use: affinity counts, hyper-threads do not."""
+    """Cores that this process may use: affinity and a control group's quota (``docker --cpus``)
+    count, hyper-threads do not."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         allowed = os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+    cores = psutil.cpu_count(logical=False) or allowed
+    return max(1, min(allowed, cores, quota_cpus() or allowed))
+
+
+def quota_cpus(
+    groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """CPUs that the quotas of this process's control groups are worth, rounded down and at least
+    1; None where there is none. Artifacts count them the same way (``build/c/pool.c``)."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            names = controllers.split(",")
+            if controllers and "cpu" not in names:
+                continue
+            root = mount / "cpu" if controllers else mount
+            group = root / path.lstrip("/")
+            # In a container the path may be the host's: its end, the mount itself, is there.
+            found += [_quota_of(one) for one in (group, *group.parents) if one.is_relative_to(root)]
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _quota_of(group: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        if (group / "cpu.max").exists():  # version 2: "max 100000", "150000 100000"
+            quota, period = map(int, (group / "cpu.max").read_text().split())
+        else:
+            names = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+            quota, period = (int((group / name).read_text()) for name in names)
+        if quota > 0 and period > 0:
+            return max(1, quota // period)
+    return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import pytest
 from mobilenet_tvm import targets, toolchain
 from mobilenet_tvm.build import pool
 from mobilenet_tvm.build.link import check_library, link, llvm_tool
+from mobilenet_tvm.build.static import zig_target
 from mobilenet_tvm.errors import DeviceError, UsageError
 from mobilenet_tvm.runtime.module import set_threads
+from mobilenet_tvm.targets.host import quota_cpus
 
 ROWS, COLUMNS = 13, 96
 X86 = targets.resolve("x86-sse42")
@@ -86,12 +90,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def plain(library: Path, program: str) -> list[str]:
+def plain(library: Path, program: str, start: str = "") -> list[str]:
     """Run a program with TVM's runtime alone; what it printed."""
     given = {k: v for k, v in os.environ.items() if k not in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")}
     given["OPENBLAS_NUM_THREADS"] = "1"
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN + textwrap.dedent(program), str(library)],
+        [sys.executable, "-c", f"{start}\n{PLAIN}{textwrap.dedent(program)}", str(library)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -147,6 +151,106 @@ def test_threads_come_from_the_environment_and_only_when_they_are_needed(library
     print("chosen")
     """
     assert plain(library, program) == ["chosen"]
+
+
+# What /proc/self/cgroup says, the files of its groups, and what they are worth.
+GROUPS = {
+    "none": ("0::/\n", {}, None),
+    "version 2, no quota": ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+    "a container's": ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
+    "less than one": ("0::/\n", {"cpu.max": "20000 100000\n"}, 1),
+    "the host's path": ("0::/kube/pod/x\n", {"cpu.max": "300000 100000\n"}, 3),
+    "the least of a way up": (
+        "0::/a/b\n",
+        {"a/b/cpu.max": "max 100000", "a/cpu.max": "200000 100000", "cpu.max": "400000 100000"},
+        2,
+    ),
+    "version 1": (
+        "3:cpuset:/\n2:cpu,cpuacct:/a\n1:memory:/m\n0::/\n",
+        {"cpu/a/cpu.cfs_quota_us": "350000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+        3,
+    ),
+    "version 1, no quota": (
+        "2:cpu:/\n",
+        {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        None,
+    ),
+    "not of CPU time": (
+        "2:cpuset:/a\n",
+        {"cpu/a/cpu.cfs_quota_us": "100000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+        None,
+    ),
+    "nonsense": ("what\n0:\n\n", {"cpu.max": "many 0\n"}, None),
+}
+
+
+@pytest.fixture(scope="module")
+def quota_in(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The pool's own reader of quotas."""
+    source = tmp_path_factory.mktemp("quota") / "quota.c"
+    path = source.with_suffix(".so")
+    source.write_text(
+        f'#include "{Path(pool.__file__).parent / "c" / "pool.c"}"\n'
+        "int64_t quota(const char *list, const char *mount) { return quota_in(list, mount); }\n"
+    )
+    toolchain.zig("cc", *zig_target(X86), "-shared", "-O1", "-o", str(path), str(source))
+    reader = ctypes.CDLL(str(path)).quota
+    reader.argtypes, reader.restype = (ctypes.c_char_p, ctypes.c_char_p), ctypes.c_int64
+    return reader
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_containers_quota_is_read(name: str, quota_in: Any, tmp_path: Path) -> None:
+    said, files, worth = GROUPS[name]
+    groups, mount = tmp_path / "cgroup", tmp_path / "mount"
+    groups.write_text(said)
+    for file, text in files.items():
+        (mount / file).parent.mkdir(parents=True, exist_ok=True)
+        (mount / file).write_text(text)
+    assert quota_in(str(groups).encode(), str(mount).encode()) == (worth or 64)
+    assert quota_cpus(groups, mount) == worth
+
+
+@pytest.fixture
+def group_of_one_cpu() -> Iterator[Path]:
+    """A control group of this machine whose quota is one CPU."""
+    for root, quota in (
+        (Path("/sys/fs/cgroup"), {"cpu.max": "100000 100000"}),
+        (Path("/sys/fs/cgroup/cpu"), {"cpu.cfs_quota_us": "100000"}),
+    ):
+        group = root / f"mobilenet_tvm-{os.getpid()}"
+        with contextlib.ExitStack() as stack:
+            try:
+                if not (root / "cgroup.procs").exists():  # of the other version
+                    continue
+                group.mkdir()
+                stack.callback(group.rmdir)
+                for name, text in quota.items():
+                    (group / name).write_text(text)
+            except OSError:
+                continue
+            yield group
+            return
+    pytest.skip("this process may not make control groups with a quota")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU has no more threads anyway")
+def test_no_more_threads_start_than_the_quota_is_worth(
+    library: Path, group_of_one_cpu: Path
+) -> None:
+    procs = group_of_one_cpu / "cgroup.procs"
+    said = plain(
+        library,
+        """
+        assert always_right(50)
+        print(threads() - before)
+        set_threads(2)
+        assert always_right(50)
+        print(threads() - before)
+        """,
+        start=f"open({str(procs)!r}, 'w').write('0')",
+    )
+    assert said == ["0", "1"]
 
 
 def test_a_failure_in_a_worker_reaches_the_caller(library: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from pathlib import Path
 
@@ -34,6 +35,15 @@ RUN = RunInfo(
 )
 
 
+def autotvm_line(config: object, knob: int, cost_s: float | None, error: int, template: str) -> str:
+    fields = {
+        "input": ["llvm", template, [], {}],
+        "config": {"index": config, "code_hash": None, "entity": [["knob", "ot", knob]]},
+        "result": [[cost_s] if cost_s else [1e9], error, 0, 0],
+    }
+    return json.dumps(fields)
+
+
 def record(
     config: int | str = 0,
     cost_s: float | None = 1.0,
@@ -41,10 +51,13 @@ def record(
     key: str = "k",
     error: int | None = None,
     target: str = "llvm",
+    knob: int = 0,
 ) -> Record:
     error = error if error is not None else 0 if cost_s else 4
     searcher = "ansor" if isinstance(config, str) else "autotvm"
     line = f"{key} {config} {cost_s} {error} {target}"
+    if searcher == "autotvm":
+        line = autotvm_line(config, knob, cost_s, error, f"{key} of {target}")
     return Record(key, config, cost_s, error, line, target, searcher)  # type: ignore[arg-type]
 
 
@@ -93,6 +106,11 @@ def test_distilled_are_the_best_of_each_task_and_target(records: list[Record]) -
     for best in distilled:
         same = [r.cost_s for r in right if (r.key, r.target) == (best.key, best.target)]
         assert best.cost_s == min(same)  # type: ignore[type-var]
+
+
+def test_one_index_of_two_versions_of_a_template_is_two_configurations() -> None:
+    old, new = record(0, 1.0, knob=1), record(0, 2.0, knob=2)
+    assert merging.merge_records([old, new, record(0, 3.0, knob=2)]) == [old, new]
 
 
 def test_what_once_computed_something_else_is_never_best() -> None:

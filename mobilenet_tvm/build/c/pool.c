@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -26,6 +27,7 @@ enum {
     POLLS = 64, /* looks between two looks at the clock */
     JOIN_POLLS = 2000, /* looks for the last task's end before others may have this core */
     MESSAGE = 256,
+    PATH = 1024,
 };
 
 /* TVMParallelGroupEnv and FTVMParallelLambda of tvm/runtime/c_backend_api.h. */
@@ -87,18 +89,22 @@ static void ring(void) {
     syscall(SYS_futex, &pool.bell, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
+/* Read the beginning of a file as text; its length, 0 where there is none. */
+static long read_text(const char *path, char *text, long size) {
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    long length = file < 0 ? 0 : read(file, text, size - 1);
+    if (file >= 0) {
+        close(file);
+    }
+    text[length > 0 ? length : 0] = 0;
+    return length > 0 ? length : 0;
+}
+
 /* Whether the CPU has a sibling before it in the mask: both are one core. */
 static int is_sibling(int cpu, const unsigned char *mask) {
     char text[96];
     snprintf(text, sizeof text, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
-    int file = open(text, O_RDONLY | O_CLOEXEC);
-    if (file < 0) {
-        return 0;
-    }
-    ssize_t length = read(file, text, sizeof text - 1);
-    close(file);
-    text[length > 0 ? length : 0] = 0;
-    int first = length > 0 ? atoi(text) : cpu;
+    int first = read_text(text, text, sizeof text) > 0 ? atoi(text) : cpu;
     return first < cpu && mask[first / 8] >> first % 8 & 1;
 }
 
@@ -113,6 +119,59 @@ static int allowed(int cores) {
         count += mask[cpu / 8] >> cpu % 8 & 1 && !(cores && is_sibling(cpu, mask));
     }
     return count > 0 ? count : 1;
+}
+
+/* CPUs that a control group's quota is worth, rounded down; MAX_TASKS where it has none. */
+static int64_t quota_of(const char *group) {
+    char path[PATH], text[64];
+    char *rest = text;
+    long long quota = 0, period = 0;
+    snprintf(path, sizeof path, "%s/cpu.max", group); /* version 2: "max 100000", "150000 100000" */
+    if (read_text(path, text, sizeof text) > 0) {
+        quota = strtoll(text, &rest, 10);
+        period = strtoll(rest, NULL, 10);
+    } else {
+        snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", group);
+        read_text(path, text, sizeof text);
+        quota = strtoll(text, NULL, 10); /* -1 where there is none */
+        snprintf(path, sizeof path, "%s/cpu.cfs_period_us", group);
+        read_text(path, text, sizeof text);
+        period = strtoll(text, NULL, 10);
+    }
+    if (quota <= 0 || period <= 0) {
+        return MAX_TASKS;
+    }
+    return quota < period ? 1 : quota / period;
+}
+
+/* Whether a list of version 1's controllers has the one of CPU time; "cpuset" is another. */
+static int is_cpu(const char *list) {
+    return strcmp(list, "cpu") == 0 || strncmp(list, "cpu,", 4) == 0 || strstr(list, ",cpu,");
+}
+
+/* CPUs that the quotas of this process's control groups are worth: threads beyond them would have
+ * all of them stopped for the rest of each period. */
+static int64_t quota_in(const char *list, const char *mount) {
+    char text[2 * PATH], group[PATH];
+    int64_t least = MAX_TASKS;
+    read_text(list, text, sizeof text);
+    char *next = text;
+    for (char *line = strsep(&next, "\n"); line != NULL; line = strsep(&next, "\n")) {
+        strsep(&line, ":"); /* its number */
+        const char *controllers = strsep(&line, ":");
+        if (line == NULL || !(*controllers == 0 || is_cpu(controllers))) {
+            continue;
+        }
+        /* In a container the path may be the host's: its end, the mount itself, is there. */
+        snprintf(group, sizeof group, "%s%s%s", mount, *controllers ? "/cpu" : "", line);
+        for (char *end = group + strlen(group); end != NULL && end - group >= (long)strlen(mount);
+             end = strrchr(group, '/')) {
+            *end = 0;
+            int64_t worth = quota_of(group);
+            least = worth < least ? worth : least;
+        }
+    }
+    return least;
 }
 
 static int clamp(int64_t width) {
@@ -130,7 +189,12 @@ __attribute__((noinline)) static int choose_width(void) {
     if (asked < 1) {
         asked = number_in("OMP_NUM_THREADS");
     }
-    int unset = 0, width = clamp(asked < 1 ? allowed(1) : asked);
+    if (asked < 1) {
+        int64_t quota = quota_in("/proc/self/cgroup", "/sys/fs/cgroup");
+        int cores = allowed(1);
+        asked = cores < quota ? cores : quota;
+    }
+    int unset = 0, width = clamp(asked);
     atomic_compare_exchange_strong(&wanted, &unset, width);
     return unset != 0 ? unset : width; /* somebody else may have set it meanwhile */
 }
