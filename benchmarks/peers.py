@@ -1,7 +1,8 @@
 """MobileNets on this x86 CPU against every other runtime: measure, write RESULTS.md.
 
     MOBILENET_TVM_PEERS=~/peers/bin/python .venv/bin/python benchmarks/peers.py [ARTIFACT.so ...]
-        [--models v1-1.0-224,...] [--threads 1,2] [--rounds 20] [--tvm-logs DIR] [--no-write]
+        [--models v1-1.0-224,...] [--threads 1,2] [--rounds 20] [--tvm-logs DIR]
+        [--title TEXT] [--no-write]
 
 Without artifacts six models of the zoo are compiled first, for each number of threads as
 ``compile --threads`` does it. Each is one ``bench --against all --json``, as a user runs it; one
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", default="20")
     parser.add_argument("--tvm-logs", help="records of stock searches")
+    parser.add_argument("--title", default=TITLE, help=f"of the section (default: {TITLE})")
     parser.add_argument("--no-write", action="store_true", help="print the section only")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = section(results, command.strip())
     print(text)
     if not args.no_write:
-        write(TITLE, text)
+        write(args.title, text)
 
 
 def of_model(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
