@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -56,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = [(path.stem, measured(path, args.threads, args)) for path in args.artifacts]
         else:
             results = [of_model(name, args, Path(folder)) for name in args.models.split(",")]
-    command = f"python benchmarks/peers.py {' '.join(sys.argv[1:] if argv is None else argv)}"
-    text = section(results, command.strip())
+    given = sys.argv[1:] if argv is None else argv
+    text = section(results, shlex.join(["python", "benchmarks/peers.py", *given]))
     print(text)
     if not args.no_write:
         write(args.title, text)
