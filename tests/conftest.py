@@ -54,7 +54,7 @@ def benchmark_script(name: str) -> Any:
 
 
 def run_here(**changes: object) -> RunInfo:
-    """The run file of a tiny log that this machine measured, but for ``changes``."""
+    """The run file of a tiny log that this machine measured, but for ``changes`` (another CPU)."""
     import msgspec
 
     from mobilenet_tvm import targets

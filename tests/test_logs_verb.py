@@ -13,7 +13,6 @@ import pytest
 from mobilenet_tvm import frontend, logs, targets, toolchain, zoo
 from mobilenet_tvm.records import (
     RecordLog,
-    RunInfo,
     Task,
     extract_tasks,
     read_log,
@@ -23,23 +22,12 @@ from mobilenet_tvm.records import (
 )
 from mobilenet_tvm.records.log import hold
 
+from .conftest import run_here
+
 PRESET = targets.resolve("x86-avx512")
 TINY = ("--model", "mobilenet_v1", "--alpha", "0.25", "--resolution", "32", "--classes", "10")
-RUN = RunInfo(
-    format_version=1,
-    preset=PRESET.name,
-    target=PRESET.target,
-    cpu="a CPU of theirs",
-    tvm="0.19.0",
-    llvm="22.1.8",
-    model="tiny",
-    model_digest="sha256:0",
-    searcher="autotvm",
-    seed=0,
-    threads=1,
-    spent_s=30.0,
-    trials=3,
-    failures={},
+RUN = run_here(
+    preset=PRESET.name, target=PRESET.target, cpu="a CPU of theirs", spent_s=30.0, trials=3
 )
 ANSOR = (
     '{"i": [["[\\"9e858d3c108e9fa2ad39fcf2ab53af13\\", [32, 64], [64, 16], [32, 16]]", '

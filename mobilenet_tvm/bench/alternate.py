@@ -179,7 +179,7 @@ def _run(
         for contender in contenders:
             lane = Lane(contender, stack.enter_context(_start(contender, threads)))
             with _missing_if_it_fails(lane, threads, missing):
-                _load(lane, threads)
+                load(lane, threads)
                 if contender.peer is not None:
                     _check_alike([*lanes, lane])
                 lanes.append(lane)
@@ -212,7 +212,8 @@ def _start(contender: Contender, threads: int) -> WorkerProcess:
     return WorkerProcess(contender.label, threads, command)
 
 
-def _load(lane: Lane, threads: int) -> None:
+def load(lane: Lane, threads: int) -> None:
+    """Have a contender's worker load its model, and stop it."""
     request = protocol.Load(lane.contender.kind, lane.contender.path, threads)
     lane.inputs = lane.worker.ask(request, protocol.Loaded, LOAD_TIMEOUT_S).inputs
     lane.worker.pause()
@@ -245,10 +246,13 @@ def prepare(
     prepared = lane.worker.ask(request, protocol.Prepared, timeout_s)
     lane.worker.pause()
     lane.inference_ms = max(prepared.inference_ms, 1e-3)
-    lane.outputs = [
-        np.frombuffer(array.data, array.dtype).reshape(array.shape) for array in prepared.outputs
-    ]
+    lane.outputs = [unwired(array) for array in prepared.outputs]
     return prepared
+
+
+def unwired(array: protocol.Array) -> npt.NDArray[Any]:
+    """An array that a worker sent."""
+    return np.frombuffer(array.data, array.dtype).reshape(array.shape)
 
 
 def _round(lane: Lane) -> None:

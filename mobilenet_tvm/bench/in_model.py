@@ -20,14 +20,21 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet_tvm.bench import protocol
-from mobilenet_tvm.bench.alternate import LOAD_TIMEOUT_S, Contender, Lane, check_threads, prepare
+from mobilenet_tvm.bench.alternate import (
+    Contender,
+    Lane,
+    check_threads,
+    load,
+    prepare,
+    unwired,
+)
 from mobilenet_tvm.bench.process import WorkerProcess
 from mobilenet_tvm.bench.results import relative_error
 from mobilenet_tvm.build.manifest import LayerInfo, Manifest
 from mobilenet_tvm.errors import DeviceError
 from mobilenet_tvm.parity.tolerances import TOLERANCES
 from mobilenet_tvm.runtime.module import open_library
-from mobilenet_tvm.runtime.walk import walked_kernels
+from mobilenet_tvm.runtime.walk import describe, walked_kernels
 
 ROUNDS = 12
 _ROUND_MS = 150.0  # of timed inferences
@@ -102,17 +109,12 @@ def time_in_model(
 
 def _open(path: Path) -> _Build:
     library, manifest = open_library(path)
-    infos = {info.kernel: info for info in manifest.layers}
-    kernels = walked_kernels(library, manifest)
-    layers = tuple(infos.get(kernel.name, LayerInfo(kernel.name)) for kernel in kernels)
-    return _Build(path, manifest, layers)
+    return _Build(path, manifest, describe(walked_kernels(library, manifest), manifest))
 
 
 def _loaded(build: _Build, worker: WorkerProcess, threads: int, seed: int) -> Lane:
-    path = str(build.path)
-    lane = Lane(Contender(build.path.parent.name, "layers", path), worker)
-    worker.ask(protocol.Load("layers", path, threads), protocol.Loaded, LOAD_TIMEOUT_S)
-    worker.pause()
+    lane = Lane(Contender(worker.label, "layers", str(build.path)), worker)
+    load(lane, threads)
     prepare(lane, tuple(spec.shape for spec in build.manifest.inputs), seed)
     return lane
 
@@ -124,9 +126,9 @@ def _walk(lane: Lane) -> _Times:
     timeout_s = 60 + 60 * (inferences + warmup) * lane.inference_ms / 1e3
     lane.worker.resume()
     walk = protocol.Walk(inferences, warmup, kernels_only=True)
-    walked = lane.worker.ask(walk, protocol.Walked, timeout_s).kernels_us
+    walked = lane.worker.ask(walk, protocol.Walked, timeout_s)
     lane.worker.pause()
-    return np.frombuffer(walked.data, walked.dtype).reshape(walked.shape).astype(np.float64)
+    return unwired(walked.kernels_us)
 
 
 def _paired(medians_us: _Times) -> _Times:

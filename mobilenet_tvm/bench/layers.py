@@ -17,7 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet_tvm.bench import peak, protocol
-from mobilenet_tvm.bench.alternate import LOAD_TIMEOUT_S, Contender, Lane, check_threads, prepare
+from mobilenet_tvm.bench.alternate import (
+    Contender,
+    Lane,
+    check_threads,
+    load,
+    prepare,
+    unwired,
+)
 from mobilenet_tvm.bench.bandwidth import Bandwidth, measure_bandwidth
 from mobilenet_tvm.bench.layer_labels import label_of, schedule_of, short_config
 from mobilenet_tvm.bench.noise import NOISY, NoiseMeter
@@ -27,7 +34,7 @@ from mobilenet_tvm.bench.roofline import Bound, Work, bound_of, model_bytes, wor
 from mobilenet_tvm.build.manifest import LayerInfo, Manifest, TuningInfo
 from mobilenet_tvm.errors import UsageError
 from mobilenet_tvm.runtime.module import open_library
-from mobilenet_tvm.runtime.walk import WalkedKernel, walked_kernels
+from mobilenet_tvm.runtime.walk import WalkedKernel, describe, walked_kernels
 
 NEAR_ROOFLINE = 1.15
 DISAGREE = 0.05  # of the end-to-end time: beyond it the kernels' sum is no account of it
@@ -182,8 +189,7 @@ def _run(
     """All rounds, the worker stopped while the machine's noise is sampled."""
     with WorkerProcess(path.stem, threads) as worker:
         lane = Lane(Contender(path.stem, "layers", str(path)), worker)
-        load = protocol.Load("layers", str(path), threads)
-        worker.ask(load, protocol.Loaded, LOAD_TIMEOUT_S)
+        load(lane, threads)
         prepare(lane, tuple(spec.shape for spec in manifest.inputs), seed)
         inferences = math.ceil(_ROUND_MS / lane.inference_ms)
         warmup = math.ceil(_WARMUP_MS / lane.inference_ms)
@@ -197,17 +203,13 @@ def _run(
             measure = protocol.Measure(called, 1)
             measured = worker.ask(measure, protocol.Measured, timeout_s)
             worker.pause()
-            timed.kernels_us.append(_array(walked.kernels_us))
-            timed.inference_us.append(_array(walked.inference_us))
+            timed.kernels_us.append(unwired(walked.kernels_us))
+            timed.inference_us.append(unwired(walked.inference_us))
             timed.from_python_us.append(np.array(measured.times_ms) * 1e3)
             if walked.launch_us is not None and threads > 1:
                 timed.launch_us.append(walked.launch_us)
             if on_round is not None:
                 on_round(done)
-
-
-def _array(wired: protocol.Array) -> _Times:
-    return np.frombuffer(wired.data, wired.dtype).reshape(wired.shape).astype(np.float64)
 
 
 def _summarize(
@@ -220,8 +222,7 @@ def _summarize(
     bandwidth: Bandwidth,
     spread: float,
 ) -> LayerProfile:
-    infos = {info.kernel: info for info in manifest.layers}
-    described = [infos.get(kernel.name, LayerInfo(kernel.name)) for kernel in kernels]
+    described = describe(kernels, manifest)
     works = [work_of(kernel, info) for kernel, info in zip(kernels, described, strict=True)]
     kernels_us = np.concatenate(timed.kernels_us)
     low, end_to_end_us, high = np.percentile(np.concatenate(timed.inference_us), (5, 50, 95))

@@ -135,7 +135,7 @@ def _build(
                 linker=job.linker,
             )
         except RuntimeError as error:  # TVM's; a Ctrl-C may come as one too
-            if isinstance(error, DeviceError) or carries_interrupt(error):
+            if carries_interrupt(error):
                 raise
             why = f"the one of finalists {number + 1} cannot be built: {last_line(error)}"
             raise DeviceError(why) from error

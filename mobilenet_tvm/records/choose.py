@@ -78,12 +78,10 @@ def choose_records(
     (``launch_s``) stays, too. What was found to compute something else, for whatever target, is
     never taken.
     """
-    by_task: dict[tuple[str, str], list[Record]] = {}
-    for record in usable(records):
-        by_task.setdefault((record.key, record.target), []).append(record)
+    known_of = by_task(usable(records))
     chosen: dict[str, Record] = {}
     for task in tasks:
-        known = by_task.get((task.key, task.target), [])
+        known = known_of.get((task.key, task.target), [])
         best = best_records(known).get(task.key)
         if best is not None:
             default = comparable(best, [one for one in known if one.config == task.default])
@@ -121,6 +119,14 @@ def _hardly_slower(default: Record, best: Record, clearly: float, launch_s: floa
         clearly = min(clearly, CLEARLY_IN_MODEL)
     gained = gain(best, default)
     return gained is not None and gained <= clearly
+
+
+def by_task(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """The records of each task, by its key and target, in the order the tasks first came."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        found.setdefault((record.key, record.target), []).append(record)
+    return found
 
 
 def usable(records: Sequence[Record]) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mobilenet_tvm.records.choose import usable
+from mobilenet_tvm.records.choose import by_task, usable
 from mobilenet_tvm.records.lines import Record
 from mobilenet_tvm.records.tasks import Config, Task
 
@@ -23,13 +23,11 @@ def find_finalists(
     is always one of them where it was measured and did not fail, for it may be the fastest of
     all in the model. Tasks without a successful record have no entry.
     """
-    by_task: dict[tuple[str, str], list[Record]] = {}
-    for record in usable(records):
-        by_task.setdefault((record.key, record.target), []).append(record)
+    known_of = by_task(usable(records))
     found = {}
     for task in tasks:
         if task.searcher == "autotvm":
-            ranked = _ranked(by_task.get((task.key, task.target), []))
+            ranked = _ranked(known_of.get((task.key, task.target), []))
             if ranked:
                 found[task.key] = tuple(_best_of(ranked, task.default, limit))
     return found

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mobilenet_tvm.records.choose import fastest_alone, usable
+from mobilenet_tvm.records.choose import by_task, fastest_alone, usable
 from mobilenet_tvm.records.lines import Record, autotvm_task
 from mobilenet_tvm.records.tasks import SearcherName, template_label
 
@@ -57,11 +57,8 @@ def summarise(
         flops: floating-point operations of a call, by key.
         labels: by key, where they are known better than from the record.
     """
-    by_task: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        by_task.setdefault((record.key, record.target), []).append(record)
     stats = []
-    for (key, target), found in by_task.items():
+    for (key, target), found in by_task(records).items():
         best = fastest_alone(usable(found))
         stats.append(
             TaskStats(

@@ -12,7 +12,7 @@ import ctypes
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet_tvm import targets, toolchain
-from mobilenet_tvm.build.manifest import Manifest
+from mobilenet_tvm.build.manifest import LayerInfo, Manifest
 from mobilenet_tvm.build.pool import LAUNCH
 from mobilenet_tvm.build.static import zig_target
 from mobilenet_tvm.errors import DeviceError, UsageError
@@ -110,6 +110,12 @@ def _read(graph: Any, manifest: Manifest) -> tuple[tuple[WalkedKernel, ...], tup
         kernels.append(WalkedKernel(node["name"], tuple(map(operand, sources)), operand(row)))
         rows.append(_Row(node["attrs"]["func_name"], (*sources, row)))
     return tuple(kernels), tuple(rows)
+
+
+def describe(kernels: Sequence[WalkedKernel], manifest: Manifest) -> tuple[LayerInfo, ...]:
+    """What the manifest says of each kernel; its name alone, where that says nothing."""
+    infos = {info.kernel: info for info in manifest.layers}
+    return tuple(infos.get(kernel.name, LayerInfo(kernel.name)) for kernel in kernels)
 
 
 class _Call(ctypes.Structure):

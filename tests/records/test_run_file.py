@@ -10,20 +10,14 @@ import msgspec
 import pytest
 
 from mobilenet_tvm.errors import DeviceError, UsageError
-from mobilenet_tvm.records import RunInfo, read_run, run_path, write_run
+from mobilenet_tvm.records import read_run, run_path, write_run
 
-RUN = RunInfo(
-    format_version=1,
+from ..conftest import run_here
+
+RUN = run_here(
     preset="x86-avx512",
     target="llvm -mcpu=skylake-avx512",
     cpu="a CPU",
-    tvm="0.19.0",
-    llvm="22.1.8",
-    model="tiny",
-    model_digest="sha256:0",
-    searcher="autotvm",
-    seed=0,
-    threads=1,
     spent_s=12.5,
     trials=3,
     failures={"build_error": 1},
